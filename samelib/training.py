@@ -62,6 +62,11 @@ class CheckpointWarning(UserWarning):
     """A checkpoint could not be written, or not be read; the training goes on without it."""
 
 
+def best_device() -> str:
+    """The GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def make_optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """The fused optimiser of `settings`; biases, norms and tokens are not decayed by AdamW."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -150,12 +155,17 @@ def _epoch(model, loss, count, optimiser, settings: TrainSettings, seed: int, ep
             group["lr"] = settings.lr * settings.lr_factor(epoch + step / len(batches))
         with autocast(device):
             value = loss(index, generator)
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
-        optimiser.step()
+        descend(optimiser, value)
         total += value.detach()
         bar.update()
     return float(total) / len(batches)
+
+
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of `optimiser` down the gradient of a scalar loss."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    optimiser.step()
 
 
 def train_mae(

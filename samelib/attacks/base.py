@@ -1,9 +1,10 @@
-"""What every attack is: it spends a query budget at the gateway and comes back with a substitute."""
+"""What every attack is: it spends a query budget at one door and comes back with a substitute."""
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,26 @@ from tqdm.auto import tqdm
 
 from samelib.gateway import QueryGateway
 from samelib.models.classifiers import build_classifier
-from samelib.training import TrainSettings, hash_seed, train_classifier
+from samelib.training import TrainSettings, best_device, hash_seed, train_classifier
 
 QUERY_BATCH = 256
 Evaluate = Callable[[nn.Module], dict[str, float]]
+Curve = list[dict[str, float]]
+
+
+class Service(NamedTuple):
+    """All that an attacker has of the victim: its public description, and the right to ask so many times.
+
+    Attributes:
+        ask: images [N, C, H, W], uint8 or float in [-1, 1] -> probabilities [N, K].
+        budget: how many images may be asked in all.
+        image_shape, classes: (C, H, W) and K.
+    """
+
+    ask: Callable[[Tensor], Tensor]
+    budget: int
+    image_shape: tuple[int, int, int]
+    classes: int
 
 
 @dataclass
@@ -26,12 +43,14 @@ class AttackResult:
         curve: for each point asked for, the queries spent and what `evaluate` said of the substitute trained on them.
         queries: how many queries were spent in all.
         seconds: how long the attack took, queries and training.
+        stopped: why it spent less than its budget; None where it spent all.
     """
 
     substitute: nn.Module
-    curve: list[dict[str, float]]
+    curve: Curve
     queries: int
     seconds: float
+    stopped: str | None = None
 
 
 class Attack(ABC):
@@ -43,49 +62,133 @@ class Attack(ABC):
         seed: of the choice of queries and the substitute's weights.
     """
 
+    smallest_round = 1  # the fewest queries it can do anything with
+
     def __init__(self, architecture: str, settings: TrainSettings, seed: int = 0):
         self.architecture, self.settings, self.seed = architecture, settings, seed
 
-    @abstractmethod
     def run(self, gateway: QueryGateway, evaluate: Evaluate | None = None, points: Sequence[int] = ()) -> AttackResult:
-        """Spends what remains of the gateway's budget.
+        """Spends what remains of the gateway's budget, and never a query more.
 
         Args:
             gateway: the door to the victim; it must have a budget.
             evaluate: the experimenter's measure of a substitute; the attacker learns nothing from it.
             points: numbers of queries after which to train and evaluate a substitute on the way.
+
+        Raises:
+            ValueError: no budget, or one that is too small for this attack; nothing was asked then.
         """
-
-
-class FixedQueries(Attack):
-    """An attack whose queries do not depend on the answers: draw them, ask them, train on what came back."""
-
-    @abstractmethod
-    def draw(self, count: int, gateway: QueryGateway) -> Tensor:
-        """`count` images uint8 [count, C, H, W] to ask."""
-
-    def run(self, gateway, evaluate=None, points=()) -> AttackResult:
         start = time.perf_counter()
+        budget, name = self._budget(gateway), type(self).__name__
+        with tqdm(total=budget, desc=name, unit="query", leave=False, mininterval=0.5) as bar:
+
+            def ask(x: Tensor) -> Tensor:
+                answers = []
+                for part in x.split(QUERY_BATCH):
+                    answers.append(gateway.query(part))
+                    bar.update(len(part))
+                return torch.cat(answers).to(best_device())  # where the attacker computes
+
+            service = Service(ask, budget, gateway.image_shape, gateway.classes)
+            substitute, curve, stopped = self.steal(service, evaluate, points if evaluate else ())
+        spent = budget - int(gateway.remaining)
+        return AttackResult(substitute, curve, spent, time.perf_counter() - start, stopped)
+
+    def _budget(self, gateway: QueryGateway) -> int:
         if gateway.budget is None:
             raise ValueError("an attack needs a gateway with a budget")
         if gateway.remaining < 1:
-            raise ValueError(f"the budget of {gateway.budget} queries is spent")
-        images = self.draw(int(gateway.remaining), gateway)
-        batches = tqdm(images.split(QUERY_BATCH), desc="queries", unit="batch", leave=False)
-        answers = torch.cat([gateway.query(batch) for batch in batches])
+            raise ValueError(f"the budget of {gateway.budget:,} queries is spent")
+        if gateway.remaining < self.smallest_round:
+            raise ValueError(
+                f"{gateway.remaining:,} queries are fewer than the smallest round of {type(self).__name__}, "
+                f"{self.smallest_round:,}; raise the budget{self._smaller_round()}"
+            )
+        return int(gateway.remaining)
+
+    def _smaller_round(self) -> str:
+        """What to say to somebody who cannot raise the budget."""
+        return ""
+
+    @abstractmethod
+    def steal(
+        self, service: Service, evaluate: Evaluate | None, points: Sequence[int]
+    ) -> tuple[nn.Module, Curve, str | None]:
+        """The attack itself: (substitute, curve, why it stopped early or None)."""
+
+    def build_substitute(self, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
+        """A fresh substitute. Its seed is not the victim's: who starts from those weights has half the copy."""
+        return build_classifier(self.architecture, image_shape, classes, hash_seed(self.seed, 3))
+
+
+class TransferSet(NamedTuple):
+    """Images uint8 [N, C, H, W] as they were asked, the answers [N, K], and why there are not more (or None)."""
+
+    images: Tensor
+    answers: Tensor
+    stopped: str | None = None
+
+
+class TransferAttack(Attack):
+    """An attack that collects a transfer set first and trains its substitute on it afterwards.
+
+    Args:
+        labels: "soft" trains on the probabilities that were answered, "hard" on the class they name.
+
+    Raises:
+        ValueError: other labels.
+    """
+
+    def __init__(self, architecture: str, settings: TrainSettings, seed: int = 0, *, labels: str = "soft"):
+        super().__init__(architecture, settings, seed)
+        if labels not in ("soft", "hard"):
+            raise ValueError(f"labels must be soft or hard, got {labels!r}")
+        self.labels = labels
+
+    @abstractmethod
+    def collect(self, service: Service) -> TransferSet:
+        """Asks until the budget is spent. The first n images are what a budget of n would have asked, so that one
+        transfer set gives the whole curve."""
+
+    def steal(self, service, evaluate, points):
+        images, answers, stopped = self.collect(service)
         curve = []
-        points = [p for p in points if p < len(images)] if evaluate else []
-        for count in sorted({*points, len(images)}):
+        for count in sorted({*(p for p in points if p < len(images)), len(images)}):
             substitute = self.train_substitute(images[:count], answers[:count])
             if evaluate:
                 curve.append({"queries": count} | evaluate(substitute))
-        return AttackResult(substitute, curve, len(images), time.perf_counter() - start)
+        return substitute, curve, stopped
 
-    def train_substitute(self, images: Tensor, answers: Tensor) -> nn.Module:
-        """A fresh substitute trained with soft cross-entropy on the victim's probabilities."""
-        seed = hash_seed(self.seed, 3)  # not the victim's: an attacker who starts from its weights has half the copy
-        substitute = build_classifier(self.architecture, tuple(images.shape[1:]), answers.shape[1], seed)
-        substitute.to(answers.device)
-        images = images.to(answers.device)
-        train_classifier(substitute, images, answers, self.settings, seed=seed, label="substitute")
+    def train_substitute(self, images: Tensor, answers: Tensor, settings: TrainSettings | None = None) -> nn.Module:
+        """A fresh substitute trained with cross-entropy on the victim's answers (images uint8 [N, C, H, W])."""
+        substitute = self.build_substitute(tuple(images.shape[1:]), answers.shape[1]).to(answers.device)
+        targets = answers if self.labels == "soft" else answers.argmax(1)
+        train_classifier(
+            substitute,
+            images.to(answers.device),
+            targets,
+            settings or self.settings,
+            seed=hash_seed(self.seed, 3),
+            label="substitute",
+        )
         return substitute
+
+
+class FixedQueries(TransferAttack):
+    """An attack whose queries do not depend on the answers."""
+
+    @abstractmethod
+    def draw(self, count: int, image_shape: tuple[int, int, int]) -> Tensor:
+        """`count` images uint8 [count, C, H, W] to ask."""
+
+    def collect(self, service: Service) -> TransferSet:
+        images = self.draw(service.budget, service.image_shape)
+        return TransferSet(images, service.ask(images))
+
+
+class UniformNoise(FixedQueries):
+    """Pixels drawn uniformly: the simplest attacker, who has no data at all."""
+
+    def draw(self, count: int, image_shape: tuple[int, int, int]) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randint(0, 256, (count, *image_shape), dtype=torch.uint8, generator=generator)

@@ -1,7 +1,8 @@
 """The three tiers: every setting of an experiment, by tier and group, in one place."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from samelib.attacks.dfme import DFMESettings
 from samelib.data.groups import SIZES, Group
 from samelib.detectors.same import SameSettings
 from samelib.models.mae import MAESettings
@@ -19,7 +20,10 @@ class Preset:
         victim_train, augment: the victim's training.
         same: the detector.
         substitute_train: the attacker's training.
+        round_train: the substitute's training in each round of JBDA.
+        dfme_train, dfme: DFME's substitute and generator.
         budgets: query budgets, small and large.
+        dfme_budget: queries that train DFME's generator in earnest.
     """
 
     architecture: str
@@ -27,7 +31,11 @@ class Preset:
     augment: bool
     same: SameSettings
     substitute_train: TrainSettings
+    round_train: TrainSettings
+    dfme_train: TrainSettings
+    dfme: DFMESettings
     budgets: tuple[int, int]
+    dfme_budget: int
 
 
 def preset(tier: str, group: Group) -> Preset:
@@ -45,6 +53,10 @@ def preset(tier: str, group: Group) -> Preset:
     return {"smoke": _smoke, "lecture": _lecture, "paper": _paper}[tier](colour, len(group.victim_train))
 
 
+# Truong et al.'s optimiser and batch; the one "epoch" is the whole budget, over which the rate falls to zero.
+DFME_TRAIN = TrainSettings(1, 256, 0.1, "sgd", weight_decay=5e-4, warmup=0)
+
+
 def _epochs(seen: int, images: int) -> int:
     return max(1, round(seen / images))
 
@@ -58,7 +70,9 @@ def _smoke(colour: bool, images: int) -> Preset:
     mae = MAESettings(patch=8 if colour else 7, width=48, depth=2, heads=3, decoder_depth=1, decoder_heads=3)
     victim = _classifier(6_000, images)
     same = SameSettings(mae, TrainSettings(4, 64, 2e-3), architecture, _classifier(3_000, images), passes=2, views=1)
-    return Preset(architecture, victim, False, same, TrainSettings(8, 32, 1e-3, warmup=0.5), (100, 400))
+    substitute, dfme = TrainSettings(8, 32, 1e-3, warmup=0.5), DFMESettings(epsilon=1.0, width=8, generator_lr=1e-3)
+    dfme_train = replace(DFME_TRAIN, batch=32)
+    return Preset(architecture, victim, False, same, substitute, substitute, dfme_train, dfme, (250, 500), 4_000)
 
 
 def _lecture(colour: bool, images: int) -> Preset:
@@ -68,7 +82,10 @@ def _lecture(colour: bool, images: int) -> Preset:
     auxiliary = _classifier(48_000, min(images, 12_000))
     same = SameSettings(mae, mae_train, architecture, auxiliary, views=2, auxiliary_images=12_000)
     substitute = TrainSettings(10, 32, 1e-3, warmup=0.5)
-    return Preset(architecture, _classifier(60_000, images), colour, same, substitute, (1_000, 4_000))
+    victim, dfme_train = _classifier(60_000, images), replace(DFME_TRAIN, batch=64)
+    # More and faster steps than the original's, and differences that survive 8-bit rounding (chapter 7).
+    dfme = DFMESettings(epsilon=1.0, width=16, generator_lr=1e-3)
+    return Preset(architecture, victim, colour, same, substitute, substitute, dfme_train, dfme, (1_000, 4_000), 200_000)
 
 
 def _paper(colour: bool, images: int) -> Preset:
@@ -78,4 +95,8 @@ def _paper(colour: bool, images: int) -> Preset:
     same = SameSettings(MAESettings(), mae_train, architecture, victim, views=8)
     # Orekondy et al.'s, with a cosine in place of their steps.
     substitute = TrainSettings(100, 64, 0.01, "sgd", weight_decay=5e-4, momentum=0.5, warmup=1)
-    return Preset(architecture, victim, True, same, substitute, (6_000, 10_000) if colour else (1_000, 4_000))
+    budgets = (6_000, 10_000) if colour else (1_000, 4_000)
+    round_train = replace(substitute, epochs=20)
+    return Preset(
+        architecture, victim, True, same, substitute, round_train, DFME_TRAIN, DFMESettings(), budgets, 2_000_000
+    )

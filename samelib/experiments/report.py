@@ -1,9 +1,9 @@
 """Tables from result rows: what the README and the book say is written by these functions, never by hand."""
 
+from collections.abc import Sequence
+
 from samelib.experiments.results import load_rows, reported
 from samelib.metrics import mean_interval
-
-METRICS = ("auroc", "aupr", "fpr95")
 
 
 def spread(values: list[float]) -> str:
@@ -12,17 +12,29 @@ def spread(values: list[float]) -> str:
     return f"{mean:.1f}" if half != half else f"{mean:.1f} ± {half:.1f}"
 
 
-def same_table(alpha: float = 0.5) -> str:
-    """SAME on MNIST at lecture tier beside the paper's Table 1, as Markdown: a row an attack, budget and scoring."""
-    rows = load_rows("same_mnist", tier="lecture", alpha=alpha)
-    lines = ["| attack | budget | scoring | AUROC | AUPR | FPR95 |", "| --- | ---: | --- | ---: | ---: | ---: |"]
-    for attack, budget, scoring in sorted({(r["attack"], r["budget"], r["scoring"]) for r in rows}):
-        cell = [r for r in rows if (r["attack"], r["budget"], r["scoring"]) == (attack, budget, scoring)]
-        figures = " | ".join(spread([r[m] for r in cell]) for m in METRICS)
-        lines.append(f"| {attack} | {budget:,} | {scoring} | {figures} |")
-    for row in reported("table1_mnist", method="same", attack="knockoff"):
-        figures = " | ".join(f"{row[m]:.1f}" for m in METRICS)
-        lines.append(f"| knockoff | {row['budget']:,} | *the paper's* | {figures} |")
+PAPER = {"mnist": "table1_mnist", "cifar10": "table2_cifar10"}
+VARIANTS = {"SAME": 0.5, "SAME-X": 1.0, "SAME-Y": 0.0}  # alpha, on standardised terms
+
+
+def attack_table(
+    labels: Sequence[str] = ("knockoff", "jbda", "dfme"), group: str = "mnist", tier: str = "lecture"
+) -> str:
+    """AUROC of SAME and of each term alone against the attacks of those labels, as Markdown, with the paper's SAME and
+    what the stolen copy was worth: a row an attack, budget and scoring."""
+    rows = [row for row in load_rows(f"same_{group}", tier=tier) if row["attack"] in labels]
+    names = ["attack", "budget", "scoring", *VARIANTS, "*SAME in the paper*", "copy's accuracy", "fidelity"]
+    lines = ["| " + " | ".join(names) + " |", "| --- | ---: | --- |" + " ---: |" * 6]
+    cells = {(labels.index(r["attack"]), r["budget"], r["scoring"]) for r in rows}
+    for number, budget, scoring in sorted(cells):
+        label = labels[number]
+        cell = [r for r in rows if (r["attack"], r["budget"], r["scoring"]) == (label, budget, scoring)]
+        figures = [spread([r["auroc"] for r in cell if r["alpha"] == alpha]) for alpha in VARIANTS.values()]
+        paper = (
+            reported(PAPER[group], method="same", attack=label.split(",")[0], budget=budget) if group in PAPER else []
+        )
+        copy = [spread([r[f"substitute_{k}"] for r in cell if r["alpha"] == 0.5]) for k in ("accuracy", "fidelity")]
+        theirs = f"{paper[0]['auroc']:.1f}" if paper else ""
+        lines.append("| " + " | ".join([label, f"{budget:,}", scoring, *figures, theirs, *copy]) + " |")
     return "\n".join(lines)
 
 
@@ -52,4 +64,4 @@ def benchmark_tables() -> str:
 
 
 if __name__ == "__main__":
-    print(same_table(), benchmark_tables(), sep="\n\n")
+    print(attack_table(), benchmark_tables(), sep="\n\n")

@@ -5,13 +5,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from samelib.artifacts import ArtifactStore
-from samelib.attacks.base import Attack
-from samelib.attacks.knockoff import Knockoff, UniformNoise
+from samelib.attacks.base import Attack, UniformNoise
+from samelib.attacks.dfme import DFME
+from samelib.attacks.jbda import JBDA
+from samelib.attacks.knockoff import AdaptiveKnockoff, Knockoff
 from samelib.data.groups import Group, load_group
 from samelib.data.image_set import ImageSet
 from samelib.detectors.base import conformal_threshold
@@ -21,13 +24,10 @@ from samelib.experiments.results import append_rows, load_rows, provenance, repo
 from samelib.gateway import QueryGateway
 from samelib.metrics import accuracy, detection_metrics, fidelity, tpr_at_threshold
 from samelib.models.classifiers import Victim, build_classifier, predict
-from samelib.training import train_classifier
+from samelib.training import best_device, train_classifier
 
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
-
-
-def best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+WEIGHTS = (0.0, 0.5, 1.0)  # SAME-Y, SAME, SAME-X
 
 
 def train_victim(group: Group, settings: Preset, seed: int = 0, store: ArtifactStore | None = None) -> Victim:
@@ -63,14 +63,27 @@ def evaluation(victim: Victim, test: ImageSet):
     return evaluate
 
 
-def make_attack(name: str, group: Group, settings: Preset, seed: int) -> Attack:
-    """Raises ValueError for an unknown attack."""
-    common = {"architecture": settings.architecture, "settings": settings.substitute_train, "seed": seed}
+ATTACKS = ("noise", "knockoff", "adaptive-knockoff", "jbda", "dfme")
+
+
+def make_attack(name: str, group: Group, settings: Preset, seed: int = 0, **options) -> Attack:
+    """An attack of the group's attacker: `options` go to its constructor.
+
+    Raises:
+        ValueError: an unknown attack, or whatever its constructor refuses.
+    """
+    common = {"architecture": settings.architecture, "settings": settings.substitute_train, "seed": seed} | options
     if name == "noise":
         return UniformNoise(**common)
     if name == "knockoff":
         return Knockoff(group.proxy, **common)
-    raise ValueError(f"attack must be noise or knockoff, got {name!r}")
+    if name == "adaptive-knockoff":
+        return AdaptiveKnockoff(group.proxy, **common)
+    if name == "jbda":
+        return JBDA(group.seeds, **{"round_settings": settings.round_train} | common)
+    if name == "dfme":
+        return DFME(**common | {"settings": settings.dfme_train} | {"attack": settings.dfme} | options)
+    raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {name!r}")
 
 
 def scoring_variants(same: SameSettings) -> dict[str, SameSettings]:
@@ -81,33 +94,83 @@ def scoring_variants(same: SameSettings) -> dict[str, SameSettings]:
     }
 
 
-def detection_rows(group: Group, tier: str, seed: int, store: ArtifactStore | None = None) -> Iterator[dict]:
-    """Measures noise and Knockoff at the tier's budgets against SAME, each scoring variant and alpha, a row a cell."""
-    settings = preset(tier, group)
-    start = time.perf_counter()
-    victim = train_victim(group, settings, seed, store)
-    evaluate = evaluation(victim, group.benign_test)
-    victim_accuracy = accuracy(victim(group.benign_test.pixels()), group.benign_test.labels)
-    detectors = {
-        name: SameDetector(same, seed).fit(group, victim, store)
-        for name, same in scoring_variants(settings.same).items()
-    }
-    benign = {name: detector.terms(group.benign_test.pixels()) for name, detector in detectors.items()}
-    fitted = time.perf_counter() - start
-    for attack in ("noise", "knockoff"):
-        for budget in settings.budgets:
-            start = time.perf_counter()
-            gateway = QueryGateway(victim, budget)
-            result = make_attack(attack, group, settings, seed).run(gateway, evaluate)
-            cell = {"group": group.name, "attack": attack, "budget": budget, "victim_accuracy": victim_accuracy}
-            cell |= {f"substitute_{k}": result.curve[-1][k] for k in ("accuracy", "fidelity")}
-            for name, detector in detectors.items():
-                malicious = detector.terms(gateway.log.queries)
-                origin = provenance(group.victim_train.device, group.fingerprint, seed, tier, fitted)
-                origin["seconds"] = round(fitted + time.perf_counter() - start, 1)
-                for alpha in ALPHAS:
-                    row = {"method": "same", "protocol": "fixed", "scoring": name, "alpha": alpha}
-                    yield cell | row | _measured(detector, benign[name], malicious, alpha) | origin
+class Cell(NamedTuple):
+    """An attack to measure: its label in the rows, its name and options, and the weights alpha to try."""
+
+    label: str
+    attack: str
+    options: dict
+    alphas: tuple[float, ...] = WEIGHTS
+
+
+# The paper's three attacks and noise with every alpha; what it leaves open (chapters 5 and 6) as SAME, SAME-X, SAME-Y.
+CELLS = (
+    Cell("noise", "noise", {}, ALPHAS),
+    Cell("knockoff", "knockoff", {}, ALPHAS),
+    Cell("knockoff, adaptive", "adaptive-knockoff", {}),
+    Cell("jbda", "jbda", {}, ALPHAS),
+    Cell("jbda, step 0.2", "jbda", {"step": 0.2}),
+    Cell("jbda, direction -", "jbda", {"direction": "-"}),
+    Cell("jbda, direction -, step 0.2", "jbda", {"direction": "-", "step": 0.2}),
+    Cell("jbda, targeted", "jbda", {"direction": "targeted"}),
+    Cell("dfme", "dfme", {}, ALPHAS),
+)
+
+
+class Defence:
+    """One seed's victim and SAME in front of it, in every scoring variant, with the benign queries' terms."""
+
+    def __init__(self, group: Group, tier: str, seed: int, store: ArtifactStore | None = None):
+        start = time.perf_counter()
+        self.group, self.tier, self.seed, self.settings = group, tier, seed, preset(tier, group)
+        self.victim = train_victim(group, self.settings, seed, store)
+        self.evaluate = evaluation(self.victim, group.benign_test)
+        self.victim_accuracy = accuracy(self.victim(group.benign_test.pixels()), group.benign_test.labels)
+        self.detectors = {
+            name: SameDetector(same, seed).fit(group, self.victim, store)
+            for name, same in scoring_variants(self.settings.same).items()
+        }
+        self.benign = {name: found.terms(group.benign_test.pixels()) for name, found in self.detectors.items()}
+        self.seconds = time.perf_counter() - start
+
+    def cells(self) -> Iterator[tuple[Cell, int]]:
+        """Every (cell, budget); DFME's also with the budget that trains its generator."""
+        for cell in CELLS:
+            for budget in self.settings.budgets:
+                yield cell, budget
+            if cell.attack == "dfme":
+                yield cell, self.settings.dfme_budget
+
+    def rows(self, cell: Cell, budget: int) -> Iterator[dict]:
+        """Runs the attack and measures its queries, a row for each scoring variant and alpha.
+
+        JBDA's are measured a second time without the seeds: these are benign images, and no detector tells them apart.
+        """
+        start = time.perf_counter()
+        gateway = QueryGateway(self.victim, budget)
+        attack = make_attack(cell.attack, self.group, self.settings, self.seed, **cell.options)
+        result = attack.run(gateway, self.evaluate)
+        common = {"group": self.group.name, "budget": budget, "victim_accuracy": self.victim_accuracy}
+        common |= {f"substitute_{k}": result.curve[-1][k] for k in ("accuracy", "fidelity")}
+        parts = {cell.label: (gateway.log.queries, cell.alphas)}
+        if cell.attack == "jbda":
+            parts[f"{cell.label}, seeds left out"] = gateway.log.queries[len(self.group.seeds) :], WEIGHTS
+        for label, (queries, alphas) in parts.items():
+            for scoring, detector in self.detectors.items():
+                malicious = detector.terms(evenly(queries, len(self.group.benign_test)))
+                origin = provenance(self.group.victim_train.device, self.group.fingerprint, self.seed, self.tier, 0.0)
+                origin["seconds"] = round(self.seconds + time.perf_counter() - start, 1)
+                for alpha in alphas:
+                    row = {"method": "same", "protocol": "fixed", "scoring": scoring, "alpha": alpha}
+                    found = _measured(detector, self.benign[scoring], malicious, alpha)
+                    yield {"attack": label} | common | row | found | origin
+
+
+def evenly(queries: Tensor, most: int) -> Tensor:
+    """At most `most` queries, at even distances over the whole log."""
+    if len(queries) <= most:
+        return queries
+    return queries[torch.linspace(0, len(queries) - 1, most).long().to(queries.device)]
 
 
 def _measured(detector: SameDetector, benign: Terms, malicious: Terms, alpha: float) -> dict[str, float]:
@@ -125,8 +188,8 @@ def _measured(detector: SameDetector, benign: Terms, malicious: Terms, alpha: fl
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m samelib.experiments.run",
-        description="Measures SAME against noise and Knockoff and adds the rows to results/same_GROUP.jsonl, a seed at "
-        "a time; seeds that are already there for this tier are left alone.",
+        description="Measures every attack against SAME and adds the rows to results/same_GROUP.jsonl, an attack and "
+        "budget at a time; what is already there for this tier and seed is left alone.",
     )
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--tier", default="lecture", choices=TIERS)
@@ -135,11 +198,13 @@ def main() -> None:
     path = (repository_results() or Path("results")) / f"same_{arguments.data}.jsonl"
     group = load_group(arguments.data, arguments.tier).to(best_device())
     for seed in arguments.seeds:
-        if path.exists() and load_rows(path=path, tier=arguments.tier, seed=seed):
-            print(f"{path.name}: seed {seed} at {arguments.tier} tier is there")
-            continue
-        append_rows(path, list(detection_rows(group, arguments.tier, seed)))
-        print(f"{path.name}: seed {seed} at {arguments.tier} tier added")
+        there = load_rows(path=path, tier=arguments.tier, seed=seed) if path.exists() else []
+        done = {(row["attack"], row["budget"]) for row in there}
+        defence = Defence(group, arguments.tier, seed)
+        for cell, budget in defence.cells():
+            if (cell.label, budget) not in done:
+                append_rows(path, list(defence.rows(cell, budget)))
+                print(f"{path.name}: {cell.label}, {budget:,} queries, seed {seed}, {arguments.tier} tier", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,220 @@
+"""DFME, data-free model extraction (Truong et al. 2021): a generator invents images on which the copy is still wrong."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from samelib.attacks.base import Attack, Service
+from samelib.training import TrainSettings, autocast, best_device, descend, hash_seed, make_optimiser
+
+
+@dataclass(frozen=True)
+class DFMESettings:
+    """How DFME invents its images; the defaults are the original's.
+
+    Attributes:
+        student_steps: steps of the substitute for each step of the generator.
+        directions: m, random directions of a gradient estimate.
+        epsilon: length of the forward difference, at the point before tanh.
+        noise: numbers a generated image starts from.
+        width: channels of the generator's last but one layer.
+        generator_lr: Adam's.
+
+    Raises:
+        ValueError: a number that cannot be.
+    """
+
+    student_steps: int = 5
+    directions: int = 1
+    epsilon: float = 1e-3
+    noise: int = 256
+    width: int = 64
+    generator_lr: float = 1e-4
+
+    def __post_init__(self):
+        if min(self.student_steps, self.directions, self.noise, self.width) < 1:
+            raise ValueError(f"student_steps, directions, noise and width must be at least 1: {self}")
+        if not (self.epsilon > 0 and self.generator_lr > 0):
+            raise ValueError(f"epsilon and generator_lr must be positive: {self}")
+
+    @property
+    def queries_per_image(self) -> int:
+        """What one more image in the batch costs in an iteration: m + 1 for the generator, one a student step."""
+        return self.directions + 1 + self.student_steps
+
+
+class Generator(nn.Module):
+    """Noise [N, Z] -> images before tanh [N, C, H, W]; the last normalisation keeps tanh out of saturation."""
+
+    def __init__(self, image_shape: tuple[int, int, int], noise: int = 256, width: int = 64):
+        super().__init__()
+        channels, *self.size = image_shape
+        self.start = (2 * width, self.size[0] // 4, self.size[1] // 4)
+        self.linear = nn.Linear(noise, 2 * width * self.start[1] * self.start[2])
+        self.first = nn.Sequential(
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2)
+        )
+        self.second = nn.Sequential(
+            nn.Conv2d(2 * width, width, 3, padding=1), nn.BatchNorm2d(width), nn.LeakyReLU(0.2),
+            nn.Conv2d(width, channels, 3, padding=1), nn.BatchNorm2d(channels, affine=False),
+        )  # fmt: skip
+        self.normalise = nn.BatchNorm2d(2 * width)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        x = self.normalise(self.linear(noise).unflatten(1, self.start))
+        x = self.first(functional.interpolate(x, (self.size[0] // 2, self.size[1] // 2)))
+        return self.second(functional.interpolate(x, self.size)).float()
+
+
+def recover_logits(probabilities: Tensor) -> Tensor:
+    """The logits [N, K] behind probabilities, up to a constant: log p less its mean over the classes."""
+    logits = probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+    return logits - logits.mean(1, keepdim=True)
+
+
+def disagreement(logits: Tensor, answers: Tensor) -> Tensor:
+    """[N]: the mean absolute difference of the substitute's logits [N, K] and those behind the answers [N, K]."""
+    return (logits - recover_logits(answers)).abs().mean(1)
+
+
+def estimate_gradient(
+    loss: Callable[[Tensor], Tensor], x: Tensor, directions: int, epsilon: float, generator: torch.Generator
+) -> Tensor:
+    """The gradient of a loss that can only be asked, by forward differences in random directions on the sphere.
+
+    g = (d / m) sum_i [L(x + eps u_i) - L(x)] / eps * u_i, with d the number of pixels.
+
+    Args:
+        loss: [n, C, H, W] -> [n]; asked once, with N (m + 1) images.
+        x: [N, C, H, W].
+
+    Returns:
+        the gradient of each image's loss [N, C, H, W].
+    """
+    u = torch.randn(directions, *x.shape, generator=generator, device=x.device)
+    u = u / u.flatten(2).norm(dim=2)[..., None, None, None]
+    losses = loss(torch.cat([x[None], x + epsilon * u]).flatten(0, 1)).view(directions + 1, len(x))
+    slopes = (losses[1:] - losses[0]) / epsilon
+    return x[0].numel() / directions * (slopes[..., None, None, None] * u).sum(0)
+
+
+def iterations(budget: int, batch: int, cost: int) -> tuple[list[int], int]:
+    """How a budget is spent to the last query: the batch of each iteration, and how many images the last student step
+    has on top.
+
+    An iteration costs `cost` queries for each image of its batch, and has two images or more, which batch
+    normalisation needs.
+    """
+    batches = []
+    while budget >= 2 * cost:
+        batches.append(min(batch, budget // cost))
+        budget -= batches[-1] * cost
+    return batches, budget
+
+
+class DFME(Attack):
+    """Generator against substitute: it looks for images on which the two models differ, the substitute learns them.
+
+    An iteration is one step of the generator, whose gradient through the victim is estimated by forward differences,
+    and several of the substitute: batch * (m + 1 + student_steps) queries, 1792 with the original's numbers. So the
+    paper's budgets, up to 10,000, are one to five iterations.
+
+    Args:
+        architecture: of the substitute.
+        settings: the substitute's optimiser and the batch; the learning rate follows its schedule over the budget.
+        attack: see DFMESettings.
+
+    Raises:
+        ValueError: a batch of one image, which batch normalisation cannot take.
+    """
+
+    def __init__(
+        self, architecture: str, settings: TrainSettings, seed: int = 0, *, attack: DFMESettings | None = None
+    ):
+        super().__init__(architecture, settings, seed)
+        if settings.batch < 2:
+            raise ValueError(f"DFME needs a batch of at least 2 images, got {settings.batch}")
+        self.attack = attack or DFMESettings()
+
+    @property
+    def smallest_round(self) -> int:
+        return 2 * self.attack.queries_per_image
+
+    def steal(self, service, evaluate, points):
+        duel = Duel(self, service)
+        batches, extra = iterations(service.budget, self.settings.batch, self.attack.queries_per_image)
+        points, curve, spent = [p for p in points if p < service.budget], [], 0
+        for number, batch in enumerate(batches, 1):
+            last = number == len(batches)
+            duel.schedule(spent / service.budget)
+            duel.generator_step(batch)
+            duel.student_steps(batch, extra if last else 0)
+            spent += batch * self.attack.queries_per_image
+            if not last and any(p <= spent for p in points):
+                points = [p for p in points if p > spent]
+                curve.append({"queries": spent} | evaluate(duel.student))
+        if evaluate:
+            curve.append({"queries": service.budget} | evaluate(duel.student))
+        return duel.student.eval(), curve, None
+
+
+class Duel:
+    """The two models of DFME, their optimisers, and one step of each."""
+
+    def __init__(self, dfme: DFME, service: Service):
+        self.settings, self.attack, self.ask = dfme.settings, dfme.attack, service.ask
+        seed, device = hash_seed(dfme.seed, 7), best_device()
+        self.random = torch.Generator(device).manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.generator = Generator(service.image_shape, self.attack.noise, self.attack.width).to(device)
+        self.student = dfme.build_substitute(service.image_shape, service.classes).to(device)
+        self.generator_optimiser = torch.optim.Adam(self.generator.parameters(), self.attack.generator_lr)
+        self.student_optimiser = make_optimiser(self.student, self.settings)
+
+    def schedule(self, spent: float) -> None:
+        """Sets the substitute's learning rate after the share `spent` of the budget."""
+        for group in self.student_optimiser.param_groups:
+            group["lr"] = self.settings.lr * self.settings.lr_factor(spent * self.settings.epochs)
+
+    def invent(self, count: int) -> Tensor:
+        """Images before tanh [count, C, H, W]."""
+        noise = torch.randn(count, self.attack.noise, generator=self.random, device=self.random.device)
+        with autocast(noise.device):
+            return self.generator(noise)
+
+    def generator_step(self, count: int) -> None:
+        """Moves the generator toward images on which the two disagree more; count * (m + 1) queries."""
+        self.generator.train()
+        self.student.eval()  # an image's loss must not depend on its batch
+        x = self.invent(count)
+
+        @torch.no_grad()
+        def loss(x: Tensor) -> Tensor:
+            image = x.tanh()
+            # A difference of 1e-3 drowns in the rounding of bfloat16 and TF32.
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                return -disagreement(self.student(image), self.ask(image))
+
+        gradient = estimate_gradient(loss, x.detach(), self.attack.directions, self.attack.epsilon, self.random)
+        descend(
+            self.generator_optimiser, (x * gradient).sum() / count
+        )  # its gradient with respect to x is the estimate
+
+    def student_steps(self, count: int, extra: int) -> None:
+        """Moves the substitute toward the victim's answers on fresh inventions, `count` a step, `extra` more in the last.
+
+        The generator rests meanwhile, so the images of all steps are invented and asked at once.
+        """
+        steps = self.attack.student_steps
+        with torch.no_grad():
+            images = self.invent(steps * count + extra).tanh()
+        answers, sizes = self.ask(images), [count] * (steps - 1) + [count + extra]
+        self.student.train()
+        for image, answer in zip(images.split(sizes), answers.split(sizes), strict=True):
+            with autocast(image.device):
+                loss = disagreement(self.student(image).float(), answer).mean()
+            descend(self.student_optimiser, loss)

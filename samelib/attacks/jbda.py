@@ -1,0 +1,121 @@
+"""JBDA, Jacobian-based dataset augmentation (Papernot et al. 2017): steal with a few real images and small steps."""
+
+import torch
+from torch import Tensor, nn
+
+from samelib.attacks.base import Service, TransferAttack, TransferSet
+from samelib.data.image_set import ImageSet, to_float, to_uint8
+from samelib.training import TrainSettings, hash_seed
+
+DIRECTIONS = ("+", "-", "targeted")
+LEVEL = 2 / 255  # one of the 256 levels of an 8-bit image, in [-1, 1]
+BATCH = 512
+
+
+def jacobian_step(model: nn.Module, x: Tensor, labels: Tensor, step: float) -> Tensor:
+    """clip(x + step * sign(dF_y / dx)): each image a step in the direction in which the model's probability of its
+    label grows; against it where the step is negative.
+
+    log F_y has the sign of the gradient of F_y, and no underflow.
+
+    Args:
+        x: float [N, C, H, W] in [-1, 1].
+        labels: int64 [N].
+        step: in units of x.
+    """
+    x = x.detach().requires_grad_()
+    log_probability = model(x).log_softmax(1).gather(1, labels[:, None]).sum()
+    (gradient,) = torch.autograd.grad(log_probability, x)
+    return (x + step * gradient.sign()).detach().clamp(-1, 1)
+
+
+class JBDA(TransferAttack):
+    """Repeats: ask the new images, train the substitute on all, add a changed copy of each image to be asked next.
+
+    The set doubles every round: 200 seeds, 400, 800, ... 6400. Seeds count as queries, an image is asked once, and a
+    last round that would overspend is a random part of it. The substitute of each round begins anew.
+
+    Args:
+        seeds: the images that the attacker was given; their labels are not used.
+        step: lambda, the paper's 0.1; how far every pixel moves in a round.
+        step_range: the range of pixel values in which `step` is meant. The paper does not say: a step of 0.1 in [0, 1]
+            is one of 0.2 in [-1, 1].
+        direction: "+" raises the probability of the class the victim named (as Papernot et al. write), "-" lowers it
+            (as several public codes do), "targeted" raises that of another class, drawn at random.
+        reservoir: the most new images a round, a uniform random part of all candidates (reservoir sampling, Papernot
+            et al. 2016); None: no limit.
+        round_settings: the substitute's training in each round (default: that of the last one).
+
+    Raises:
+        ValueError: no seeds, a step that changes no pixel, an unknown direction, or a reservoir below 1.
+    """
+
+    def __init__(
+        self,
+        seeds: ImageSet,
+        architecture: str,
+        settings: TrainSettings,
+        seed: int = 0,
+        *,
+        step: float = 0.1,
+        step_range: tuple[float, float] = (-1, 1),
+        direction: str = "+",
+        reservoir: int | None = None,
+        round_settings: TrainSettings | None = None,
+        **how,
+    ):
+        super().__init__(architecture, settings, seed, **how)
+        if len(seeds) == 0:
+            raise ValueError(f"JBDA needs seed images, the set {seeds.name} is empty")
+        if direction not in DIRECTIONS:
+            raise ValueError(f"direction must be {', '.join(DIRECTIONS)}, got {direction!r}")
+        if reservoir is not None and reservoir < 1:
+            raise ValueError(f"the reservoir must hold at least 1 image, got {reservoir}")
+        low, high = step_range
+        if not high > low:
+            raise ValueError(f"step_range must be (low, high), got {step_range}")
+        self.step = step * 2 / (high - low)  # in [-1, 1]
+        if not self.step >= LEVEL / 2:
+            raise ValueError(
+                f"a step of {step:g} in [{low:g}, {high:g}] changes no 8-bit image; take at least "
+                f"{LEVEL / 2 * (high - low) / 2:.4f} (the paper's is 0.1; for steps downhill, direction='-')"
+            )
+        self.seeds, self.direction, self.reservoir = seeds, direction, reservoir
+        self.round_settings = round_settings or settings
+
+    @property
+    def smallest_round(self) -> int:
+        return len(self.seeds)
+
+    def _smaller_round(self) -> str:
+        return ", or start from fewer seeds"
+
+    def collect(self, service: Service) -> TransferSet:
+        images = self.seeds.images
+        answers = service.ask(images)
+        generator = torch.Generator().manual_seed(hash_seed(self.seed, 6))
+        while len(images) < service.budget:
+            substitute = self.train_substitute(images, answers, self.round_settings)
+            candidates = self.augment(substitute, images, answers, generator)
+            if not len(candidates):
+                return TransferSet(images, answers, "no image changes any more: every step ends outside [-1, 1]")
+            most = min(self.reservoir or len(candidates), service.budget - len(images))
+            chosen = torch.randperm(len(candidates), generator=generator)[:most]
+            new = candidates[chosen.to(candidates.device)]
+            images, answers = torch.cat([images, new]), torch.cat([answers, service.ask(new)])
+        return TransferSet(images, answers)
+
+    def augment(self, substitute: nn.Module, images: Tensor, answers: Tensor, generator: torch.Generator) -> Tensor:
+        """A changed copy of every image, uint8; those that rounding and clipping left unchanged are dropped."""
+        labels, step = answers.argmax(1), self.step
+        if self.direction == "-":
+            step = -step
+        elif self.direction == "targeted":
+            others = torch.randint(1, answers.shape[1], (len(labels),), generator=generator)
+            labels = (labels + others.to(labels.device)) % answers.shape[1]
+        parts = [
+            to_uint8(jacobian_step(substitute, to_float(images[i].to(answers.device)), labels[i], step))
+            for i in torch.arange(len(images)).split(BATCH)
+        ]
+        new = torch.cat(parts).to(images.device)
+        return new[(new != images).flatten(1).any(1)]
