@@ -1,28 +1,53 @@
-"""The command line: samelib data | fit | score | cache."""
+"""The command line: samelib data | fit | score | attack | cache."""
 
 import argparse
 import csv
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
 from samelib import __version__
-from samelib.artifacts import ArtifactError, ArtifactStore
-from samelib.data.groups import SIZES, load_group
+from samelib.artifacts import ArtifactError, ArtifactStore, load_folder
+from samelib.attacks.jbda import DIRECTIONS
+from samelib.attacks.knockoff import REWARDS
+from samelib.data.groups import SIZES, Group, load_group
 from samelib.data.image_set import OutOfRangeWarning
-from samelib.data.real import DataError, from_npz, list_images, read_image
+from samelib.data.real import DataError, cifar100_superclasses, from_npz, list_images, read_image
 from samelib.detectors.same import SameDetector
-from samelib.experiments.config import preset
-from samelib.experiments.run import best_device, train_victim
+from samelib.experiments.config import Preset, preset
+from samelib.experiments.run import ATTACKS, best_device, evaluation, make_attack, train_victim
+from samelib.gateway import QueryGateway
 from samelib.metrics import accuracy
+from samelib.models.classifiers import Victim
 from samelib.plots import image_rows
 
 GROUP_HELP = "glyphs or shapes (embedded, no download), mnist, cifar10, or path:FOLDER / path:FILE.npz of your own"
 TIER_HELP = "how much data and training: smoke (seconds), lecture (minutes on two cores), paper (a GPU)"
 CHUNK = 1024
+ATTACK_OPTIONS = {
+    "labels": {"choices": ("soft", "hard"), "help": "train on probabilities (default) or on the class named alone"},
+    "reward": {"choices": (*REWARDS, "all"), "help": "what the bandit is paid for (default: all)"},
+    "superclasses": {"metavar": "N,N,...", "help": "for each proxy class its superclass, or cifar100: a tree of bandits"},
+    "step": {"type": float, "help": "how far a pixel moves in a round (default: 0.1)"},
+    "step_range": {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH"),
+                   "help": "range of pixel values in which the step is meant (default: -1 1)"},
+    "direction": {"choices": DIRECTIONS, "help": "raise (+, default) or lower (-) the victim's class, or raise another"},
+    "reservoir": {"type": int, "help": "the most new images a round (default: no limit)"},
+    "epsilon": {"type": float, "help": "length of a forward difference"},
+    "directions": {"type": int, "help": "random directions of a gradient estimate"},
+    "student_steps": {"type": int, "help": "steps of the substitute for each of the generator"},
+}  # fmt: skip
+OPTIONS_OF = {
+    "noise": ("labels",),
+    "knockoff": ("labels",),
+    "adaptive-knockoff": ("labels", "reward", "superclasses"),
+    "jbda": ("labels", "step", "step_range", "direction", "reservoir"),
+    "dfme": ("epsilon", "directions", "student_steps"),
+}
 
 
 def data(arguments: argparse.Namespace) -> None:
@@ -98,6 +123,62 @@ def _chunks(count: int, read):
     return ((start, read(slice(start, start + CHUNK))) for start in range(0, count, CHUNK))
 
 
+def attack(arguments: argparse.Namespace) -> None:
+    folder = Path(arguments.output)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; remove it or choose another name")
+    group = _group(arguments).to(best_device())
+    settings = preset(arguments.tier, group)
+    thief = make_attack(arguments.attack, group, settings, arguments.seed, **_attack_options(arguments, settings))
+    victim, detector = _victim(arguments, group, settings)
+    gateway = QueryGateway(victim, settings.budgets[1] if arguments.budget is None else arguments.budget, detector)
+    try:
+        result = thief.run(gateway, evaluation(victim, group.benign_test))
+    finally:
+        if gateway.spent:  # whatever happened: answered queries were paid for
+            gateway.log.save(folder / "queries.npz")
+            print(f"query log: {folder / 'queries.npz'}, {gateway.spent:,} queries")
+    worth = result.curve[-1]
+    Victim.of(result.substitute, group.image_shape, group.classes, settings.architecture).save(
+        folder / "substitute", attack=arguments.attack, seed=arguments.seed, data=group.fingerprint, **worth
+    )
+    print(f"substitute: {folder / 'substitute'}, accuracy {worth['accuracy']:.1%}, fidelity {worth['fidelity']:.1%}")
+    if result.stopped:
+        print(f"stopped after {result.queries:,} of {gateway.budget:,} queries: {result.stopped}")
+    if detector:
+        flagged = float((gateway.log.scores > detector.threshold).float().mean())
+        print(f"queries flagged: {flagged:.1%} (benign ones: {detector.fpr:.1%} by calibration)")
+    else:
+        print(f"next: samelib score DETECTOR {folder / 'queries.npz'}")
+
+
+def _attack_options(arguments: argparse.Namespace, settings: Preset) -> dict:
+    """The options that were given, as the attack's constructor takes them."""
+    given = {name: getattr(arguments, name, None) for name in ATTACK_OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.get("superclasses") == "cifar100":
+        given["superclasses"] = cifar100_superclasses()
+    elif "superclasses" in given:
+        given["superclasses"] = [int(number) for number in given["superclasses"].split(",")]
+    return {"attack": replace(settings.dfme, **given)} if arguments.attack == "dfme" else given
+
+
+def _victim(arguments: argparse.Namespace, group: Group, settings: Preset) -> tuple[Victim, SameDetector | None]:
+    """The saved victim, with its detector where that was saved along; or the group's own."""
+    if not arguments.victim:
+        return train_victim(group, settings, arguments.seed), None
+    detector = None
+    if load_folder(Path(arguments.victim))[1].get("kind") == "same-detector":
+        detector = SameDetector.load(arguments.victim, device=best_device())
+    victim = detector.victim if detector else Victim.load(arguments.victim, best_device())
+    if (victim.image_shape, victim.classes) != (group.image_shape, group.classes):
+        raise ValueError(
+            f"the victim in {arguments.victim} takes images {victim.image_shape} and names {victim.classes} classes, "
+            f"{arguments.data} has {group.image_shape} and {group.classes}; choose its --data"
+        )
+    return victim, detector
+
+
 def cache(arguments: argparse.Namespace) -> None:
     store = ArtifactStore()
     print(f"cache: {store.root}")
@@ -123,8 +204,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"samelib {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(run, help, description):
-        made = commands.add_parser(run.__name__, help=help, description=description)
+    def command(run, help, description, **more):
+        made = commands.add_parser(run.__name__, help=help, description=description, **more)
         made.set_defaults(run=run)
         return made
 
@@ -154,6 +235,23 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("detector", metavar="DETECTOR", help="a folder written by samelib fit")
     made.add_argument("images", metavar="IMAGES", help="an image, a folder of images (resized to fit), or an .npz file")
     made.add_argument("--output", metavar="FILE.csv", help="where to write the table (default: standard output)")
+
+    made = command(attack, "steal a model, save the query log and the copy",
+                   "Runs an attack against a saved victim or a group's own, and writes a folder: queries.npz (images, "
+                   "answers, and scores where a detector watched), and the substitute as safetensors. The attacker's "
+                   "proxy and seed images are those of the group.",
+                   epilog="samelib attack jbda --help shows the options of one attack")  # fmt: skip
+    attacks = made.add_subparsers(dest="attack", required=True, metavar="ATTACK")
+    for name, kind in ATTACKS.items():
+        first_line = kind.__doc__.splitlines()[0]
+        made = attacks.add_parser(name, help=first_line, description=first_line)
+        made.add_argument("output", metavar="FOLDER", help="the folder to write")
+        group_options(made)
+        made.add_argument("--victim", metavar="FOLDER", help="a detector's folder (it then watches), or a substitute's")
+        made.add_argument("--budget", type=int, help="queries to spend (default: the tier's larger budget)")
+        made.add_argument("--seed", type=int, default=0, help="of queries and weights (default: 0)")
+        for option in OPTIONS_OF[name]:
+            made.add_argument("--" + option.replace("_", "-"), **ATTACK_OPTIONS[option])
 
     made = command(cache, "list or clear the trained models",
                    "Trained models are kept under the hash of everything that decides them; SAMELIB_CACHE says where.")  # fmt: skip

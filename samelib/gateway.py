@@ -1,8 +1,11 @@
 """The one door to a victim: what an attacker's or a user's query passes on its way to an answer."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +38,25 @@ class QueryLog:
             raise LookupError(f"the log holds no {name}")
         self._parts[name] = [torch.cat(self._parts[name])]
         return self._parts[name][0]
+
+    def save(self, path: Path | str) -> None:
+        """Writes `images`, `answers` and, where a detector watched, `scores` as one .npz file, whole or not at all.
+
+        Raises:
+            LookupError: nothing was asked yet.
+        """
+        path = Path(path)
+        arrays = {"images": self.queries, "answers": self.answers}
+        if self._parts["scores"]:
+            arrays["scores"] = self.scores
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".part-{os.getpid()}-{path.name}")
+        try:
+            with open(temporary, "wb") as file:
+                np.savez_compressed(file, **{name: values.cpu().numpy() for name, values in arrays.items()})
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @property
     def queries(self) -> Tensor:

@@ -1,12 +1,14 @@
 import json
 
 import pytest
+import torch
 
-from samelib.experiments import results
-from samelib.experiments.config import TIERS, preset
-from samelib.experiments.report import benchmark_tables, same_table
+from samelib.attacks.dfme import DFMESettings
+from samelib.experiments import results, run
+from samelib.experiments.config import DFME_TRAIN, TIERS, Preset, preset
+from samelib.experiments.report import attack_table, benchmark_tables
 from samelib.experiments.results import append_rows, load_rows, provenance, reported
-from samelib.experiments.run import detection_rows, make_attack
+from samelib.experiments.run import make_attack
 
 PROVENANCE = {"samelib", "commit", "torch", "device", "machine", "data", "seed", "tier", "seconds", "peak_mib", "when"}
 
@@ -42,7 +44,7 @@ def test_every_published_row_is_whole():
 
 def test_the_readme_says_what_the_rows_say():
     readme = (results.repository_results().parent / "README.md").read_text()
-    for table in (same_table(), benchmark_tables()):
+    for table in (attack_table(), benchmark_tables()):
         assert table in readme, "put the output of `python -m samelib.experiments.report` into README.md"
 
 
@@ -60,22 +62,59 @@ def test_presets_know_tier_and_group(group):
     assert preset("paper", group).same.mae_train.epochs == 500
     with pytest.raises(ValueError, match="tier must be one of"):
         preset("huge", group)
-    with pytest.raises(ValueError, match="attack must be noise or knockoff"):
+    with pytest.raises(ValueError, match="attack must be one of noise, knockoff"):
         make_attack("theft", group, preset("smoke", group), 0)
 
 
-def test_a_detection_experiment_gives_a_row_a_cell(group, monkeypatch, store, tmp_path):
+@pytest.fixture
+def defence(group, monkeypatch, store):
     from conftest import TINY_SAME, TINY_TRAIN
 
-    from samelib.experiments import run
-    from samelib.experiments.config import Preset
-
-    tiny = Preset("conv3", TINY_TRAIN, False, TINY_SAME, TINY_TRAIN, (50, 100))
+    tiny = Preset(
+        "conv3", TINY_TRAIN, False, TINY_SAME, TINY_TRAIN, TINY_TRAIN, DFME_TRAIN, DFMESettings(width=4), (50, 100), 140
+    )
     monkeypatch.setattr(run, "preset", lambda tier, group: tiny)
-    rows = list(detection_rows(group, "smoke", 0, store))
+    return run.Defence(group, "smoke", 0, store)
+
+
+def test_an_experiment_gives_a_row_a_cell(defence, tmp_path):
+    rows = [row for cell, budget in run.attack_cells(defence.settings) for row in defence.rows(cell, budget)]
     cells = {(r["attack"], r["budget"], r["scoring"], r["alpha"]) for r in rows}
-    assert len(cells) == len(rows) == 2 * 2 * 2 * 11
+    full, variants, seedless = 4 * 2 + 1, 5 * 2, 5 * 2  # attacks x budgets; DFME has a third budget
+    assert len(cells) == len(rows) == 2 * (11 * full + 3 * (variants + seedless))
     assert {r["scoring"] for r in rows} == {"mask 0", "2 passes"}
+    assert {r["budget"] for r in rows if r["attack"] == "dfme"} == {50, 100, 140}
     assert all(0 <= r[m] <= 1 for r in rows for m in ("auroc", "aupr", "fpr95", "tpr_at_5%", "substitute_fidelity"))
     append_rows(tmp_path / "rows.jsonl", rows)
     assert json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])["digest"]
+
+
+def test_seeds_left_out_are_the_first_queries(defence, monkeypatch):
+    """With 20 benign seeds among 50 queries a detector cannot look better with them than without."""
+    scored = []
+    for detector in defence.detectors.values():
+        monkeypatch.setattr(detector, "terms", lambda x, terms=detector.terms: scored.append(x) or terms(x))
+    cell = next(c for c in run.CELLS if c.label == "jbda")
+    list(defence.rows(cell, 50))
+    assert [len(x) for x in scored] == [50, 50, 30, 30]
+    assert torch.equal(scored[0][20:], scored[2]) and torch.equal(scored[0][:20], defence.group.seeds.images)
+
+
+def test_a_long_log_is_measured_at_even_distances():
+    log = torch.arange(1000)[:, None]
+    assert run.evenly(log, 4)[:, 0].tolist() == [0, 333, 666, 999]
+    assert run.evenly(log, 1000) is log
+
+
+def test_a_second_run_measures_only_what_is_missing(defence, group, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(run, "CELLS", run.CELLS[:1])
+    monkeypatch.setattr(run, "load_group", lambda *how: group)
+    monkeypatch.setattr(run, "Defence", lambda *how: defence)
+    monkeypatch.setattr(run, "repository_results", lambda: tmp_path)
+    monkeypatch.setattr("sys.argv", ["run", "--data", "glyphs", "--tier", "smoke", "--seeds", "0"])
+    run.main()
+    written = (tmp_path / "same_glyphs.jsonl").read_text()
+    assert len(written.splitlines()) == 2 * 2 * 11 and "noise, 100 queries, seed 0" in capsys.readouterr().out
+    monkeypatch.delattr(run, "Defence")  # nothing is trained or read for it
+    run.main()
+    assert (tmp_path / "same_glyphs.jsonl").read_text() == written and not capsys.readouterr().out

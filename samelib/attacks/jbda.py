@@ -32,8 +32,9 @@ def jacobian_step(model: nn.Module, x: Tensor, labels: Tensor, step: float) -> T
 class JBDA(TransferAttack):
     """Repeats: ask the new images, train the substitute on all, add a changed copy of each image to be asked next.
 
-    The set doubles every round: 200 seeds, 400, 800, ... 6400. Seeds count as queries, an image is asked once, and a
-    last round that would overspend is a random part of it. The substitute of each round begins anew.
+    The set doubles every round: 200 seeds, 400, 800, ... 6400. Seeds count as queries, no image is asked twice (two
+    substitutes that agree take the same step), and a last round that would overspend is a random part of it. The
+    substitute of each round begins anew.
 
     Args:
         seeds: the images that the attacker was given; their labels are not used.
@@ -97,16 +98,17 @@ class JBDA(TransferAttack):
         while len(images) < service.budget:
             substitute = self.train_substitute(images, answers, self.round_settings)
             candidates = self.augment(substitute, images, answers, generator)
-            if not len(candidates):
-                return TransferSet(images, answers, "no image changes any more: every step ends outside [-1, 1]")
-            most = min(self.reservoir or len(candidates), service.budget - len(images))
-            chosen = torch.randperm(len(candidates), generator=generator)[:most]
+            fresh = unseen(candidates, images)
+            if not len(fresh):
+                return TransferSet(images, answers, "every step ends at an image that was asked before")
+            most = min(self.reservoir or len(fresh), service.budget - len(images))
+            chosen = fresh[torch.randperm(len(fresh), generator=generator)[:most]]
             new = candidates[chosen.to(candidates.device)]
             images, answers = torch.cat([images, new]), torch.cat([answers, service.ask(new)])
         return TransferSet(images, answers)
 
     def augment(self, substitute: nn.Module, images: Tensor, answers: Tensor, generator: torch.Generator) -> Tensor:
-        """A changed copy of every image, uint8; those that rounding and clipping left unchanged are dropped."""
+        """A changed copy of every image, uint8 [N, C, H, W]."""
         labels, step = answers.argmax(1), self.step
         if self.direction == "-":
             step = -step
@@ -117,5 +119,15 @@ class JBDA(TransferAttack):
             to_uint8(jacobian_step(substitute, to_float(images[i].to(answers.device)), labels[i], step))
             for i in torch.arange(len(images)).split(BATCH)
         ]
-        new = torch.cat(parts).to(images.device)
-        return new[(new != images).flatten(1).any(1)]
+        return torch.cat(parts).to(images.device)
+
+
+def unseen(candidates: Tensor, images: Tensor) -> Tensor:
+    """The numbers of those candidates that are neither among the images nor a second time among the candidates."""
+    seen, fresh = {image.tobytes() for image in images.cpu().numpy()}, []
+    for number, candidate in enumerate(candidates.cpu().numpy()):
+        key = candidate.tobytes()
+        if key not in seen:
+            seen.add(key)
+            fresh.append(number)
+    return torch.tensor(fresh, dtype=torch.int64)

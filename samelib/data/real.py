@@ -22,6 +22,31 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 TINY_IMAGENET = ("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de")
 
 
+# CIFAR-100's own hierarchy (Krizhevsky 2009): twenty superclasses of five classes.
+CIFAR100_SUPERCLASSES = """
+beaver dolphin otter seal whale
+aquarium_fish flatfish ray shark trout
+orchid poppy rose sunflower tulip
+bottle bowl can cup plate
+apple mushroom orange pear sweet_pepper
+clock keyboard lamp telephone television
+bed chair couch table wardrobe
+bee beetle butterfly caterpillar cockroach
+bear leopard lion tiger wolf
+bridge castle house road skyscraper
+cloud forest mountain plain sea
+camel cattle chimpanzee elephant kangaroo
+fox porcupine possum raccoon skunk
+crab lobster snail spider worm
+baby boy girl man woman
+crocodile dinosaur lizard snake turtle
+hamster mouse rabbit shrew squirrel
+maple_tree oak_tree palm_tree pine_tree willow_tree
+bicycle bus motorcycle pickup_truck train
+lawn_mower rocket streetcar tank tractor
+""".strip().splitlines()
+
+
 class DataError(RuntimeError):
     """A data set is missing, damaged or of the wrong shape; the message names the file and the remedy."""
 
@@ -90,6 +115,12 @@ def cifar100() -> ImageSet:
     if subset.exists() and not (root / "cifar-100-python").exists():
         return from_npz(subset, "CIFAR100 train, first 10,000")
     return _torchvision("CIFAR100", train=True)
+
+
+def cifar100_superclasses() -> list[int]:
+    """For each of CIFAR-100's 100 classes, which are numbered by name, its superclass 0..19."""
+    parent = {name: number for number, line in enumerate(CIFAR100_SUPERCLASSES) for name in line.split()}
+    return [parent[name] for name in sorted(parent)]
 
 
 def tiny_imagenet() -> ImageSet:

@@ -63,27 +63,31 @@ def evaluation(victim: Victim, test: ImageSet):
     return evaluate
 
 
-ATTACKS = ("noise", "knockoff", "adaptive-knockoff", "jbda", "dfme")
+ATTACKS = {
+    "noise": UniformNoise,
+    "knockoff": Knockoff,
+    "adaptive-knockoff": AdaptiveKnockoff,
+    "jbda": JBDA,
+    "dfme": DFME,
+}
 
 
 def make_attack(name: str, group: Group, settings: Preset, seed: int = 0, **options) -> Attack:
-    """An attack of the group's attacker: `options` go to its constructor.
+    """The attack of that name with what the group gives its attacker; `options` go to its constructor.
 
     Raises:
         ValueError: an unknown attack, or whatever its constructor refuses.
     """
-    common = {"architecture": settings.architecture, "settings": settings.substitute_train, "seed": seed} | options
-    if name == "noise":
-        return UniformNoise(**common)
-    if name == "knockoff":
-        return Knockoff(group.proxy, **common)
-    if name == "adaptive-knockoff":
-        return AdaptiveKnockoff(group.proxy, **common)
-    if name == "jbda":
-        return JBDA(group.seeds, **{"round_settings": settings.round_train} | common)
-    if name == "dfme":
-        return DFME(**common | {"settings": settings.dfme_train} | {"attack": settings.dfme} | options)
-    raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {name!r}")
+    if name not in ATTACKS:
+        raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {name!r}")
+    how = {"architecture": settings.architecture, "settings": settings.substitute_train, "seed": seed}
+    if name in ("knockoff", "adaptive-knockoff"):
+        how["proxy"] = group.proxy
+    elif name == "jbda":
+        how |= {"seeds": group.seeds, "round_settings": settings.round_train}
+    elif name == "dfme":
+        how |= {"settings": settings.dfme_train, "attack": settings.dfme}
+    return ATTACKS[name](**how | options)
 
 
 def scoring_variants(same: SameSettings) -> dict[str, SameSettings]:
@@ -117,6 +121,15 @@ CELLS = (
 )
 
 
+def attack_cells(settings: Preset) -> Iterator[tuple[Cell, int]]:
+    """Every (cell, budget); DFME's also with the budget that trains its generator."""
+    for cell in CELLS:
+        for budget in settings.budgets:
+            yield cell, budget
+        if cell.attack == "dfme":
+            yield cell, settings.dfme_budget
+
+
 class Defence:
     """One seed's victim and SAME in front of it, in every scoring variant, with the benign queries' terms."""
 
@@ -132,14 +145,6 @@ class Defence:
         }
         self.benign = {name: found.terms(group.benign_test.pixels()) for name, found in self.detectors.items()}
         self.seconds = time.perf_counter() - start
-
-    def cells(self) -> Iterator[tuple[Cell, int]]:
-        """Every (cell, budget); DFME's also with the budget that trains its generator."""
-        for cell in CELLS:
-            for budget in self.settings.budgets:
-                yield cell, budget
-            if cell.attack == "dfme":
-                yield cell, self.settings.dfme_budget
 
     def rows(self, cell: Cell, budget: int) -> Iterator[dict]:
         """Runs the attack and measures its queries, a row for each scoring variant and alpha.
@@ -200,11 +205,11 @@ def main() -> None:
     for seed in arguments.seeds:
         there = load_rows(path=path, tier=arguments.tier, seed=seed) if path.exists() else []
         done = {(row["attack"], row["budget"]) for row in there}
-        defence = Defence(group, arguments.tier, seed)
-        for cell, budget in defence.cells():
-            if (cell.label, budget) not in done:
-                append_rows(path, list(defence.rows(cell, budget)))
-                print(f"{path.name}: {cell.label}, {budget:,} queries, seed {seed}, {arguments.tier} tier", flush=True)
+        missing = [pair for pair in attack_cells(preset(arguments.tier, group)) if (pair[0].label, pair[1]) not in done]
+        defence = Defence(group, arguments.tier, seed) if missing else None
+        for cell, budget in missing:
+            append_rows(path, list(defence.rows(cell, budget)))
+            print(f"{path.name}: {cell.label}, {budget:,} queries, seed {seed}, {arguments.tier} tier", flush=True)
 
 
 if __name__ == "__main__":

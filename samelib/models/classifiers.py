@@ -3,10 +3,13 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
+
+from samelib.artifacts import ArtifactError, load_folder, save_folder
 
 ARCHITECTURES = ("conv3", "resnet18", "resnet18-imagenet")
 BATCH = 512
@@ -129,6 +132,34 @@ class Victim:
         """The black box around a classifier that returns logits."""
         model.eval().requires_grad_(False)
         return cls(lambda x: predict(model, x), tuple(image_shape), classes, model, architecture)
+
+    def save(self, folder: Path | str, **card) -> None:
+        """Writes the model as one folder: safetensors and a JSON card, to which `card` is added.
+
+        Raises:
+            ValueError: the model is not at hand or of no architecture that samelib can build again.
+            ArtifactError: the place cannot be written.
+        """
+        if self.model is None or self.architecture is None:
+            raise ValueError(f"only a model of samelib's own architectures ({', '.join(ARCHITECTURES)}) can be saved")
+        card |= {"kind": "classifier", "architecture": self.architecture}
+        card |= {"image_shape": self.image_shape, "classes": self.classes}
+        save_folder(Path(folder), self.model.state_dict(), card)
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "cpu") -> "Victim":
+        """Reads a folder written by `save`.
+
+        Raises:
+            ArtifactError: the folder is damaged, of another version, or holds something else.
+        """
+        tensors, card = load_folder(Path(folder))
+        if card.get("kind") != "classifier":
+            raise ArtifactError(f"{folder} holds a {card.get('kind')}, not a classifier")
+        shape, classes, architecture = tuple(card["image_shape"]), card["classes"], card["architecture"]
+        model = build_classifier(architecture, shape, classes)
+        model.load_state_dict(tensors)
+        return cls.of(model.to(device), shape, classes, architecture)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Probabilities float32 [N, K].
