@@ -39,7 +39,8 @@ def attack_table(
 
 
 def benchmark_tables() -> str:
-    """Speed of the autoencoder beside the plain reference, and of the detector beside the victim alone, as Markdown."""
+    """Speed of the autoencoder beside the plain reference, and of detector and attacks beside the victim alone, as
+    Markdown."""
     rows = load_rows("benchmarks")
     lines = [
         "| masked autoencoder | images/s | times the reference | of the matrix ceiling |",
@@ -60,6 +61,15 @@ def benchmark_tables() -> str:
             times = f"{row['times_the_victim']:.1f}" if "times_the_victim" in row else ""
             figures = f"{row['queries']:,} | {row['queries_per_second']:,.0f} | {times} | {row['growth_mib']:.0f} MiB"
             lines.append(f"| {row['benchmark']} | {figures} |")
+    lines += [
+        "",
+        "| attack | budget | queries/s | victim's time = 1 | growth |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        if "attack" in row:
+            figures = f"{row['queries_per_second']:,.0f} | {row['times_the_victim']:.1f} | {row['growth']:.2f}"
+            lines.append(f"| {row['attack']} | {row['budget']:,} | {figures} |")
     return "\n".join(lines)
 
 
