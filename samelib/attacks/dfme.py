@@ -129,6 +129,7 @@ class DFME(Attack):
 
     Raises:
         ValueError: a batch of one image, which batch normalisation cannot take.
+        FloatingPointError: in `run`, when the substitute diverges.
     """
 
     def __init__(
@@ -218,3 +219,5 @@ class Duel:
             with autocast(image.device):
                 loss = disagreement(self.student(image).float(), answer).mean()
             descend(self.student_optimiser, loss)
+        if not torch.isfinite(loss):
+            raise FloatingPointError("DFME: the substitute's loss is no longer finite; lower its learning rate")
