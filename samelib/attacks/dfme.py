@@ -120,7 +120,7 @@ class DFME(Attack):
 
     An iteration is one step of the generator, whose gradient through the victim is estimated by forward differences,
     and several of the substitute: batch * (m + 1 + student_steps) queries, 1792 with the original's numbers. So the
-    paper's budgets, up to 10,000, are one to five iterations.
+    paper's budgets, 1,000 to 10,000, buy five full iterations at most.
 
     Args:
         architecture: of the substitute.
