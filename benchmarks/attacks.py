@@ -20,9 +20,10 @@ from samelib.data.groups import Group
 from samelib.data.synthetic import glyphs
 from samelib.experiments.config import preset
 from samelib.experiments.results import append_rows, provenance
-from samelib.experiments.run import best_device, make_attack
+from samelib.experiments.run import make_attack
 from samelib.gateway import QueryGateway
 from samelib.models.classifiers import Victim, build_classifier
+from samelib.training import best_device
 
 BUDGETS = (1600, 3200, 6400)  # whole rounds of JBDA
 SETUPS = {

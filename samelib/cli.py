@@ -19,19 +19,27 @@ from samelib.data.image_set import OutOfRangeWarning
 from samelib.data.real import DataError, cifar100_superclasses, from_npz, list_images, read_image
 from samelib.detectors.same import SameDetector
 from samelib.experiments.config import Preset, preset
-from samelib.experiments.run import ATTACKS, best_device, evaluation, make_attack, train_victim
+from samelib.experiments.run import ATTACKS, evaluation, make_attack, train_victim
 from samelib.gateway import QueryGateway
 from samelib.metrics import accuracy
 from samelib.models.classifiers import Victim
 from samelib.plots import image_rows
+from samelib.training import best_device
 
 GROUP_HELP = "glyphs or shapes (embedded, no download), mnist, cifar10, or path:FOLDER / path:FILE.npz of your own"
 TIER_HELP = "how much data and training: smoke (seconds), lecture (minutes on two cores), paper (a GPU)"
 CHUNK = 1024
+
+
+def superclasses(text: str) -> list[int]:
+    """The command line's "0,0,1,..." or "cifar100"."""
+    return cifar100_superclasses() if text == "cifar100" else [int(number) for number in text.split(",")]
+
+
 ATTACK_OPTIONS = {
     "labels": {"choices": ("soft", "hard"), "help": "train on probabilities (default) or on the class named alone"},
     "reward": {"choices": (*REWARDS, "all"), "help": "what the bandit is paid for (default: all)"},
-    "superclasses": {"metavar": "N,N,...", "help": "for each proxy class its superclass, or cifar100: a tree of bandits"},
+    "superclasses": {"type": superclasses, "metavar": "N,N,...", "help": "for each proxy class its superclass, or cifar100: a tree of bandits"},
     "step": {"type": float, "help": "how far a pixel moves in a round (default: 0.1)"},
     "step_range": {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH"),
                    "help": "range of pixel values in which the step is meant (default: -1 1)"},
@@ -130,8 +138,10 @@ def attack(arguments: argparse.Namespace) -> None:
     group = _group(arguments).to(best_device())
     settings = preset(arguments.tier, group)
     thief = make_attack(arguments.attack, group, settings, arguments.seed, **_attack_options(arguments, settings))
+    budget = settings.budgets[1] if arguments.budget is None else arguments.budget
+    thief.check_budget(budget)  # before a victim is trained for it
     victim, detector = _victim(arguments, group, settings)
-    gateway = QueryGateway(victim, settings.budgets[1] if arguments.budget is None else arguments.budget, detector)
+    gateway = QueryGateway(victim, budget, detector)
     try:
         result = thief.run(gateway, evaluation(victim, group.benign_test))
     finally:
@@ -156,10 +166,6 @@ def _attack_options(arguments: argparse.Namespace, settings: Preset) -> dict:
     """The options that were given, as the attack's constructor takes them."""
     given = {name: getattr(arguments, name, None) for name in ATTACK_OPTIONS}
     given = {name: value for name, value in given.items() if value is not None}
-    if given.get("superclasses") == "cifar100":
-        given["superclasses"] = cifar100_superclasses()
-    elif "superclasses" in given:
-        given["superclasses"] = [int(number) for number in given["superclasses"].split(",")]
     return {"attack": replace(settings.dfme, **given)} if arguments.attack == "dfme" else given
 
 
@@ -267,7 +273,7 @@ def main(words: list[str] | None = None) -> None:
     except (DataError, ArtifactError, ArithmeticError, ValueError, TypeError, OSError) as error:
         sys.exit(f"samelib: {error}")
     except KeyboardInterrupt:
-        sys.exit("samelib: stopped; what was trained so far goes on from its last checkpoint")
+        sys.exit("samelib: stopped; the training of a victim or detector goes on from its last checkpoint")
 
 
 if __name__ == "__main__":

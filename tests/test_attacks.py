@@ -93,6 +93,20 @@ def test_the_seed_decides_everything(name, data):
     x = data[:50].pixels()
     assert torch.equal(first.queries, again.queries)
     assert torch.equal(predict(model, x), predict(same, x)) and not torch.equal(predict(model, x), predict(other, x))
+    untrained = ATTACKS[name](data, SETTINGS, 0).build_substitute(SHAPE, 3)
+    assert not torch.equal(predict(model, x).cpu(), predict(untrained, x))
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "dfme"])
+def test_a_smaller_budget_asks_the_same_first_images(name, data):
+    """So the curve of one transfer set is the curve over budgets."""
+
+    def asked(budget):
+        gateway = QueryGateway(linear_victim(), budget)
+        ATTACKS[name](data, SETTINGS).run(gateway)
+        return gateway.log.queries
+
+    assert torch.equal(asked(75), asked(170)[:75])
 
 
 @every_attack
@@ -143,6 +157,14 @@ def test_a_victim_that_does_not_answer_probabilities_is_said(name, answer, words
 
 
 @every_attack
+def test_a_point_before_the_first_query_is_said(name, data):
+    gateway = QueryGateway(linear_victim(), 60)
+    with pytest.raises(ValueError, match="points are numbers of queries"):
+        ATTACKS[name](data, SETTINGS).run(gateway, lambda substitute: {}, points=(0, 30))
+    assert gateway.spent == 0
+
+
+@every_attack
 def test_a_missing_or_spent_budget_is_said(name, data):
     with pytest.raises(ValueError, match="gateway with a budget"):
         ATTACKS[name](data, SETTINGS).run(QueryGateway(linear_victim()))
@@ -166,7 +188,7 @@ def test_soft_labels_tell_more_than_hard_ones(data):
     def distance(labels):
         attack = Knockoff(data, "conv3", TrainSettings(12, 32, 1e-3), labels=labels)
         substitute = attack.run(QueryGateway(victim, 1000)).substitute
-        return float((predict(substitute, x) - victim(x)).abs().mean())
+        return float((predict(substitute, x).cpu() - victim(x)).abs().mean())
 
     assert distance("soft") < distance("hard")
     with pytest.raises(ValueError, match="labels must be soft or hard"):

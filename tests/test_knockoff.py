@@ -130,7 +130,7 @@ def test_diversity_is_measured_against_the_recent_answers_only():
 
 
 def test_arms_give_each_image_once_and_close_when_empty():
-    arms = Arms(torch.tensor([0, 1, 0, 2, 1, 0]), seed=0)
+    arms = Arms(torch.tensor([0, 1, 0, 2, 1, 0]), 3, seed=0)
     pulled, images = arms.pull(GradientBandit(3), 4)
     more, rest = arms.pull(GradientBandit(3), 2)
     assert sorted(torch.cat([images, rest]).tolist()) == list(range(6))
@@ -202,11 +202,33 @@ def test_a_small_proxy_set_is_said(strategy, group, victim):
         ({"reward": "money"}, "reward must be certainty, diversity, loss or all"),
         ({"batch": 0}, "batch and window must be at least 1"),
         ({"superclasses": [0, 1]}, "superclasses for 2 classes, the proxy set has 10"),
+        ({"superclasses": [0] * 10}, "at least two superclasses"),
+        ({"superclasses": [-1] + [0] * 5 + [1] * 4}, "without a gap"),
     ],
 )
 def test_bad_options_are_said(how, words, group):
     with pytest.raises(ValueError, match=words):
         AdaptiveKnockoff(group.proxy, "conv3", SETTINGS, **how)
+
+
+def test_a_class_without_images_is_a_closed_arm(group, victim):
+    """The proxy set's classes are ten, the images only of the first nine."""
+    proxy = group.proxy[group.proxy.labels < 9]
+    attack = AdaptiveKnockoff(proxy, "conv3", SETTINGS, reward="certainty", superclasses=[0] * 5 + [1] * 5)
+    assert attack.run(QueryGateway(victim, len(proxy))).queries == len(proxy)
+    assert (attack.policies[:, 9] == 0).all() and torch.isfinite(attack.policies).all()
+
+
+def test_hard_labels_are_all_that_the_bandit_sees(group, victim):
+    """Every class name alone is equally certain: nothing to prefer."""
+    attack = AdaptiveKnockoff(group.proxy, "conv3", SETTINGS, reward="certainty", labels="hard")
+    attack.run(QueryGateway(victim, 100))
+    assert close(attack.policies[-1], [0.1] * 10)
+
+
+def test_an_empty_proxy_set_is_said(group, victim):
+    with pytest.raises(ValueError, match="holds 0 images"):
+        AdaptiveKnockoff(group.proxy[:0], "conv3", SETTINGS).run(QueryGateway(victim, 10))
 
 
 def test_one_class_is_nothing_to_choose_from(group):

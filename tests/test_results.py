@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from samelib.attacks.base import TransferSet
 from samelib.attacks.dfme import DFMESettings
 from samelib.experiments import results, run
 from samelib.experiments.config import DFME_TRAIN, TIERS, Preset, preset
@@ -70,9 +71,9 @@ def test_presets_know_tier_and_group(group):
 def defence(group, monkeypatch, store):
     from conftest import TINY_SAME, TINY_TRAIN
 
-    tiny = Preset(
-        "conv3", TINY_TRAIN, False, TINY_SAME, TINY_TRAIN, TINY_TRAIN, DFME_TRAIN, DFMESettings(width=4), (50, 100), 140
-    )
+    train = dict.fromkeys(("victim_train", "substitute_train", "round_train"), TINY_TRAIN)
+    how = {"dfme_train": DFME_TRAIN, "dfme": DFMESettings(width=4), "budgets": (50, 100), "dfme_budget": 140}
+    tiny = Preset(architecture="conv3", augment=False, same=TINY_SAME, **train, **how)
     monkeypatch.setattr(run, "preset", lambda tier, group: tiny)
     return run.Defence(group, "smoke", 0, store)
 
@@ -90,7 +91,7 @@ def test_an_experiment_gives_a_row_a_cell(defence, tmp_path):
 
 
 def test_seeds_left_out_are_the_first_queries(defence, monkeypatch):
-    """With 20 benign seeds among 50 queries a detector cannot look better with them than without."""
+    """Of 50 queries the first 20 are seeds; what is measured without them are the other 30."""
     scored = []
     for detector in defence.detectors.values():
         monkeypatch.setattr(detector, "terms", lambda x, terms=detector.terms: scored.append(x) or terms(x))
@@ -98,6 +99,13 @@ def test_seeds_left_out_are_the_first_queries(defence, monkeypatch):
     list(defence.rows(cell, 50))
     assert [len(x) for x in scored] == [50, 50, 30, 30]
     assert torch.equal(scored[0][20:], scored[2]) and torch.equal(scored[0][:20], defence.group.seeds.images)
+
+
+def test_an_attack_that_stops_early_gives_no_row(defence, monkeypatch):
+    monkeypatch.setattr(run.JBDA, "collect", lambda self, service: TransferSet(
+        self.seeds.images, service.ask(self.seeds.images), "tired"))  # fmt: skip
+    with pytest.raises(RuntimeError, match="jbda, 50 queries: stopped after 20, tired"):
+        list(defence.rows(next(c for c in run.CELLS if c.label == "jbda"), 50))
 
 
 def test_a_long_log_is_measured_at_even_distances():

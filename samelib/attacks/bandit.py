@@ -53,8 +53,8 @@ class TreeBandit:
 
     def __init__(self, superclasses: Sequence[int]):
         self.parent = torch.as_tensor(superclasses)
-        members = self.parent.bincount()
-        if len(members) < 2 or not members.all():
+        members = self.parent.clamp_min(0).bincount()
+        if self.parent.min() < 0 or len(members) < 2 or not members.all():
             raise ValueError(f"a tree needs at least two superclasses, numbered from 0 without a gap: {superclasses}")
         self.root = GradientBandit(len(members))
         self.branches = [GradientBandit(int(count)) for count in members]

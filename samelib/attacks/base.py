@@ -42,7 +42,7 @@ class AttackResult:
         substitute: the copy, trained on all queries.
         curve: for each point asked for, the queries spent and what `evaluate` said of the substitute trained on them.
         queries: how many queries were spent in all.
-        seconds: how long the attack took, queries and training.
+        seconds: how long the attack took: queries, training, and what `evaluate` needed.
         stopped: why it spent less than its budget; None where it spent all.
     """
 
@@ -73,14 +73,21 @@ class Attack(ABC):
         Args:
             gateway: the door to the victim; it must have a budget.
             evaluate: the experimenter's measure of a substitute; the attacker learns nothing from it.
-            points: numbers of queries after which to train and evaluate a substitute on the way.
+            points: numbers of queries after which to evaluate a substitute on the way.
 
         Raises:
-            ValueError: no budget, or one that is too small for this attack; nothing was asked then.
+            ValueError: no budget, one that this attack cannot spend, or a point below 1; nothing was asked then.
         """
         start = time.perf_counter()
-        budget, name = self._budget(gateway), type(self).__name__
-        with tqdm(total=budget, desc=name, unit="query", leave=False, mininterval=0.5) as bar:
+        if gateway.budget is None:
+            raise ValueError("an attack needs a gateway with a budget")
+        if gateway.remaining < 1:
+            raise ValueError(f"the budget of {gateway.budget:,} queries is spent")
+        if min(points, default=1) < 1:
+            raise ValueError(f"points are numbers of queries, 1 or more, got {list(points)}")
+        budget = int(gateway.remaining)
+        self.check_budget(budget)
+        with tqdm(total=budget, desc=type(self).__name__, unit="query", leave=False, mininterval=0.5) as bar:
 
             def ask(x: Tensor) -> Tensor:
                 answers = []
@@ -94,21 +101,13 @@ class Attack(ABC):
         spent = budget - int(gateway.remaining)
         return AttackResult(substitute, curve, spent, time.perf_counter() - start, stopped)
 
-    def _budget(self, gateway: QueryGateway) -> int:
-        if gateway.budget is None:
-            raise ValueError("an attack needs a gateway with a budget")
-        if gateway.remaining < 1:
-            raise ValueError(f"the budget of {gateway.budget:,} queries is spent")
-        if gateway.remaining < self.smallest_round:
+    def check_budget(self, budget: int) -> None:
+        """Raises ValueError when this attack cannot spend `budget` queries."""
+        if budget < self.smallest_round:
             raise ValueError(
-                f"{gateway.remaining:,} queries are fewer than the smallest round of {type(self).__name__}, "
-                f"{self.smallest_round:,}; raise the budget{self._smaller_round()}"
+                f"{budget:,} queries are fewer than the smallest round of {type(self).__name__}, {self.smallest_round:,}; "
+                "raise the budget"
             )
-        return int(gateway.remaining)
-
-    def _smaller_round(self) -> str:
-        """What to say to somebody who cannot raise the budget."""
-        return ""
 
     @abstractmethod
     def steal(
@@ -159,14 +158,17 @@ class TransferAttack(Attack):
                 curve.append({"queries": count} | evaluate(substitute))
         return substitute, curve, stopped
 
+    def targets(self, answers: Tensor) -> Tensor:
+        """What the attacker learns from, [N, K]: the probabilities, or 1 for the class they name."""
+        return answers if self.labels == "soft" else nn.functional.one_hot(answers.argmax(1), answers.shape[1]).float()
+
     def train_substitute(self, images: Tensor, answers: Tensor, settings: TrainSettings | None = None) -> nn.Module:
         """A fresh substitute trained with cross-entropy on the victim's answers (images uint8 [N, C, H, W])."""
         substitute = self.build_substitute(tuple(images.shape[1:]), answers.shape[1]).to(answers.device)
-        targets = answers if self.labels == "soft" else answers.argmax(1)
         train_classifier(
             substitute,
             images.to(answers.device),
-            targets,
+            self.targets(answers),
             settings or self.settings,
             seed=hash_seed(self.seed, 3),
             label="substitute",

@@ -1,5 +1,7 @@
 """JBDA, Jacobian-based dataset augmentation (Papernot et al. 2017): steal with a few real images and small steps."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,7 @@ def jacobian_step(model: nn.Module, x: Tensor, labels: Tensor, step: float) -> T
 class JBDA(TransferAttack):
     """Repeats: ask the new images, train the substitute on all, add a changed copy of each image to be asked next.
 
-    The set doubles every round: 200 seeds, 400, 800, ... 6400. Seeds count as queries, no image is asked twice (two
+    The set doubles every round: 200 seeds, 400, 800, ... 6400. Seeds count as queries, no copy is asked twice (two
     substitutes that agree take the same step), and a last round that would overspend is a random part of it. The
     substitute of each round begins anew.
 
@@ -76,7 +78,7 @@ class JBDA(TransferAttack):
         if not high > low:
             raise ValueError(f"step_range must be (low, high), got {step_range}")
         self.step = step * 2 / (high - low)  # in [-1, 1]
-        if not self.step >= LEVEL / 2:
+        if not LEVEL / 2 <= self.step < math.inf:
             raise ValueError(
                 f"a step of {step:g} in [{low:g}, {high:g}] changes no 8-bit image; take at least "
                 f"{LEVEL / 2 * (high - low) / 2:.4f} (the paper's is 0.1; for steps downhill, direction='-')"
@@ -86,10 +88,7 @@ class JBDA(TransferAttack):
 
     @property
     def smallest_round(self) -> int:
-        return len(self.seeds)
-
-    def _smaller_round(self) -> str:
-        return ", or start from fewer seeds"
+        return len(self.seeds)  # a smaller budget needs fewer seeds
 
     def collect(self, service: Service) -> TransferSet:
         images = self.seeds.images

@@ -50,9 +50,12 @@ class Knockoff(FixedQueries):
         super().__init__(architecture, settings, seed, **how)
         self.proxy = proxy
 
+    def check_budget(self, budget: int) -> None:
+        super().check_budget(budget)
+        check_proxy(self.proxy, budget)
+
     def draw(self, count: int, image_shape: tuple[int, int, int]) -> Tensor:
-        """Raises ValueError when the proxy set holds fewer images than the budget."""
-        check_proxy(self.proxy, count)
+        self.check_budget(count)
         return self.proxy.shuffled(self.seed)[:count].images
 
 
@@ -96,11 +99,11 @@ class Rewards:
 class Arms:
     """The images of a labelled set, by class: drawn inside a class in random order, each once."""
 
-    def __init__(self, labels: Tensor, seed: int):
+    def __init__(self, labels: Tensor, arms: int, seed: int):
         self.generator = torch.Generator().manual_seed(seed)
         labels = labels.cpu()
         order = torch.randperm(len(labels), generator=self.generator)
-        self.stock = [order[labels[order] == arm] for arm in range(int(labels.max()) + 1)]
+        self.stock = [order[labels[order] == arm] for arm in range(arms)]
 
     @property
     def left(self) -> Tensor:
@@ -181,38 +184,48 @@ class AdaptiveKnockoff(TransferAttack):
             raise ValueError(f"reward must be {', '.join(REWARDS)} or all, got {reward!r}")
         if batch < 1 or window < 1:
             raise ValueError(f"batch and window must be at least 1, got {batch} and {window}")
-        if len(proxy.labels.unique()) < 2:
+        if len(proxy) and len(proxy.labels.unique()) < 2:
             raise ValueError(
                 f"the proxy set {proxy.name} has images of one class only, and a bandit needs two to choose from; "
                 "label the images, or choose them at random"
             )
-        if superclasses is not None and len(superclasses) != int(proxy.labels.max()) + 1:
+        if superclasses is not None and len(superclasses) != len(proxy.classes):
             raise ValueError(f"superclasses for {len(superclasses)} classes, the proxy set has {len(proxy.classes)}")
+        if superclasses is not None:
+            TreeBandit(superclasses)  # says now what is wrong with them
         self.proxy, self.reward, self.superclasses, self.batch, self.window = proxy, reward, superclasses, batch, window
         self.policies = torch.empty(0, len(proxy.classes))
 
+    def check_budget(self, budget: int) -> None:
+        super().check_budget(budget)
+        check_proxy(self.proxy, budget)
+
     def collect(self, service: Service) -> TransferSet:
-        """Raises ValueError when the proxy set holds fewer images than the budget."""
-        check_proxy(self.proxy, service.budget)
-        arms, policies = Arms(self.proxy.labels, hash_seed(self.seed, 4)), []
-        bandit = TreeBandit(self.superclasses) if self.superclasses else GradientBandit(len(arms.stock))
+        self.check_budget(service.budget)
+        classes = len(self.proxy.classes)
+        arms, policies = Arms(self.proxy.labels, classes, hash_seed(self.seed, 4)), []
+        bandit = TreeBandit(self.superclasses) if self.superclasses else GradientBandit(classes)
         rewards, learner = Rewards(self.reward, self.window), self._learner(service)
         images, answers = self.proxy.images.new_empty(service.budget, *service.image_shape), None
         done = 0
         while done < service.budget:
             policies.append(bandit.policy(arms.left > 0))
-            pulled, index = arms.pull(bandit, min(self.batch, service.budget - done))
-            new = self.proxy.images[index.to(self.proxy.device)]
+            # A whole round, then as much of it as the budget allows: a larger budget begins with the same images.
+            pulled, index = arms.pull(bandit, min(self.batch, int(arms.left.sum())))
+            new = self.proxy.images[index[: service.budget - done].to(self.proxy.device)]
             found = service.ask(new)
             if answers is None:
                 answers = found.new_empty(service.budget, found.shape[1])
             part = slice(done, done := done + len(new))
             images[part], answers[part] = new, found
-            advantages = rewards.advantages(found, learner and predict(learner.model, to_float(new)))
-            for arm, advantage in zip(pulled.tolist(), advantages.tolist(), strict=True):
-                bandit.update(arm, advantage, arms.left > 0)
-            if learner:
-                learner.learn(images[:done], answers[:done])
+            known = self.targets(answers[:done])
+            advantages = rewards.advantages(known[part], learner and predict(learner.model, to_float(new)))
+            open_arms = arms.left > 0
+            if done < service.budget and open_arms.any():
+                for arm, advantage in zip(pulled.tolist(), advantages.tolist(), strict=True):
+                    bandit.update(arm, advantage, open_arms)
+                if learner:
+                    learner.learn(images[:done], known)
         self.policies = torch.stack(policies)
         return TransferSet(images, answers)
 

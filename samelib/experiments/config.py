@@ -69,11 +69,19 @@ def _classifier(seen: int, images: int) -> TrainSettings:
 def _smoke(colour: bool, images: int) -> Preset:
     architecture = "resnet18-imagenet" if colour else "conv3"
     mae = MAESettings(patch=8 if colour else 7, width=48, depth=2, heads=3, decoder_depth=1, decoder_heads=3)
-    victim = _classifier(6_000, images)
-    same = SameSettings(mae, TrainSettings(4, 64, 2e-3), architecture, _classifier(3_000, images), passes=2, views=1)
-    substitute, dfme = TrainSettings(8, 32, 1e-3, warmup=0.5), replace(DFME, width=8, generator_lr=1e-3)
-    dfme_train = replace(DFME_TRAIN, batch=32)
-    return Preset(architecture, victim, False, same, substitute, substitute, dfme_train, dfme, (250, 500), 4_000)
+    substitute = TrainSettings(8, 32, 1e-3, warmup=0.5)
+    return Preset(
+        architecture=architecture,
+        victim_train=_classifier(6_000, images),
+        augment=False,
+        same=SameSettings(mae, TrainSettings(4, 64, 2e-3), architecture, _classifier(3_000, images), passes=2, views=1),
+        substitute_train=substitute,
+        round_train=substitute,
+        dfme_train=replace(DFME_TRAIN, batch=32),
+        dfme=replace(DFME, width=8, generator_lr=1e-3),
+        budgets=(250, 500),
+        dfme_budget=4_000,
+    )
 
 
 def _lecture(colour: bool, images: int) -> Preset:
@@ -81,22 +89,35 @@ def _lecture(colour: bool, images: int) -> Preset:
     mae = MAESettings(patch=4, width=96, depth=4, heads=3, decoder_depth=2, decoder_heads=3)
     mae_train = TrainSettings(_epochs(240_000, images), 128, 3e-3, warmup=20_000 / images)
     auxiliary = _classifier(48_000, min(images, 12_000))
-    same = SameSettings(mae, mae_train, architecture, auxiliary, views=2, auxiliary_images=12_000)
     substitute = TrainSettings(10, 32, 1e-3, warmup=0.5)
-    victim, dfme_train = _classifier(60_000, images), replace(DFME_TRAIN, batch=64)
-    dfme = replace(DFME, width=16, generator_lr=1e-3)
-    return Preset(architecture, victim, colour, same, substitute, substitute, dfme_train, dfme, (1_000, 4_000), 200_000)
+    return Preset(
+        architecture=architecture,
+        victim_train=_classifier(60_000, images),
+        augment=colour,
+        same=SameSettings(mae, mae_train, architecture, auxiliary, views=2, auxiliary_images=12_000),
+        substitute_train=substitute,
+        round_train=substitute,
+        dfme_train=replace(DFME_TRAIN, batch=64),
+        dfme=replace(DFME, width=16, generator_lr=1e-3),
+        budgets=(1_000, 4_000),
+        dfme_budget=200_000,
+    )
 
 
 def _paper(colour: bool, images: int) -> Preset:
     architecture = "resnet18" if colour else "conv3"
     victim = TrainSettings(20, 128, 0.1 if colour else 0.05, "sgd", weight_decay=5e-4, warmup=1)
-    mae_train = TrainSettings(500, 512, 2e-3, warmup=50)
-    same = SameSettings(MAESettings(), mae_train, architecture, victim, views=8)
     # Orekondy et al.'s, with a cosine in place of their steps.
     substitute = TrainSettings(100, 64, 0.01, "sgd", weight_decay=5e-4, momentum=0.5, warmup=1)
-    budgets = (6_000, 10_000) if colour else (1_000, 4_000)
-    round_train = replace(substitute, epochs=20)
     return Preset(
-        architecture, victim, True, same, substitute, round_train, DFME_TRAIN, DFME, budgets, 2_000_000
+        architecture=architecture,
+        victim_train=victim,
+        augment=True,
+        same=SameSettings(MAESettings(), TrainSettings(500, 512, 2e-3, warmup=50), architecture, victim, views=8),
+        substitute_train=substitute,
+        round_train=replace(substitute, epochs=20),
+        dfme_train=DFME_TRAIN,
+        dfme=DFME,
+        budgets=(6_000, 10_000) if colour else (1_000, 4_000),
+        dfme_budget=2_000_000,
     )

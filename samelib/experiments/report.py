@@ -20,9 +20,9 @@ def attack_table(
     labels: Sequence[str] = ("knockoff", "jbda", "dfme"), group: str = "mnist", tier: str = "lecture"
 ) -> str:
     """AUROC of SAME and of each term alone against the attacks of those labels, as Markdown, with the paper's SAME and
-    what the stolen copy was worth: a row an attack, budget and scoring."""
+    what the substitute was worth: a row an attack, budget and scoring."""
     rows = [row for row in load_rows(f"same_{group}", tier=tier) if row["attack"] in labels]
-    names = ["attack", "budget", "scoring", *VARIANTS, "*SAME in the paper*", "copy's accuracy", "fidelity"]
+    names = ["attack", "budget", "scoring", *VARIANTS, "*SAME in the paper*", "substitute's accuracy", "fidelity"]
     lines = ["| " + " | ".join(names) + " |", "| --- | ---: | --- |" + " ---: |" * 6]
     cells = {(labels.index(r["attack"]), r["budget"], r["scoring"]) for r in rows}
     for number, budget, scoring in sorted(cells):

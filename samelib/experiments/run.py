@@ -54,11 +54,11 @@ def train_victim(group: Group, settings: Preset, seed: int = 0, store: ArtifactS
 
 def evaluation(victim: Victim, test: ImageSet):
     """A function that measures a substitute on the victim's test set: accuracy, and fidelity to the victim."""
-    answers = victim(test.pixels())
+    answers, labels = victim(test.pixels()).cpu(), test.labels.cpu()
 
     def evaluate(substitute: nn.Module) -> dict[str, float]:
-        found = predict(substitute, test.pixels())
-        return {"accuracy": accuracy(found, test.labels), "fidelity": fidelity(found, answers)}
+        found = predict(substitute, test.pixels()).cpu()  # wherever the attacker computes
+        return {"accuracy": accuracy(found, labels), "fidelity": fidelity(found, answers)}
 
     return evaluate
 
@@ -150,11 +150,16 @@ class Defence:
         """Runs the attack and measures its queries, a row for each scoring variant and alpha.
 
         JBDA's are measured a second time without the seeds: these are benign images, and no detector tells them apart.
+
+        Raises:
+            RuntimeError: the attack stopped before its budget was spent.
         """
         start = time.perf_counter()
         gateway = QueryGateway(self.victim, budget)
         attack = make_attack(cell.attack, self.group, self.settings, self.seed, **cell.options)
         result = attack.run(gateway, self.evaluate)
+        if result.stopped:
+            raise RuntimeError(f"{cell.label}, {budget:,} queries: stopped after {result.queries:,}, {result.stopped}")
         common = {"group": self.group.name, "budget": budget, "victim_accuracy": self.victim_accuracy}
         common |= {f"substitute_{k}": result.curve[-1][k] for k in ("accuracy", "fidelity")}
         parts = {cell.label: (gateway.log.queries, cell.alphas)}
