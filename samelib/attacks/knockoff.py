@@ -216,12 +216,13 @@ class AdaptiveKnockoff(TransferAttack):
             found = service.ask(new)
             if answers is None:
                 answers = found.new_empty(service.budget, found.shape[1])
-            part = slice(done, done := done + len(new))
+            part = slice(done, done + len(new))
             images[part], answers[part] = new, found
+            done = part.stop
             known = self.targets(answers[:done])
             advantages = rewards.advantages(known[part], learner and predict(learner.model, to_float(new)))
-            open_arms = arms.left > 0
-            if done < service.budget and open_arms.any():
+            if done < service.budget:
+                open_arms = arms.left > 0
                 for arm, advantage in zip(pulled.tolist(), advantages.tolist(), strict=True):
                     bandit.update(arm, advantage, open_arms)
                 if learner:
