@@ -29,9 +29,7 @@ def attack_table(
         label = labels[number]
         cell = [r for r in rows if (r["attack"], r["budget"], r["scoring"]) == (label, budget, scoring)]
         figures = [spread([r["auroc"] for r in cell if r["alpha"] == alpha]) for alpha in VARIANTS.values()]
-        paper = (
-            reported(PAPER[group], method="same", attack=label.split(",")[0], budget=budget) if group in PAPER else []
-        )
+        paper = reported(PAPER[group], method="same", attack=label, budget=budget) if group in PAPER else []
         copy = [spread([r[f"substitute_{k}"] for r in cell if r["alpha"] == 0.5]) for k in ("accuracy", "fidelity")]
         theirs = f"{paper[0]['auroc']:.1f}" if paper else ""
         lines.append("| " + " | ".join([label, f"{budget:,}", scoring, *figures, theirs, *copy]) + " |")
