@@ -66,7 +66,8 @@ def benchmark_tables() -> str:
     ]
     for row in rows:
         if "attack" in row:
-            figures = f"{row['queries_per_second']:,.0f} | {row['times_the_victim']:.1f} | {row['growth']:.2f}"
+            growth = "" if row["growth"] is None else f"{row['growth']:.2f}"
+            figures = f"{row['queries_per_second']:,.0f} | {row['times_the_victim']:.1f} | {growth}"
             lines.append(f"| {row['attack']} | {row['budget']:,} | {figures} |")
     return "\n".join(lines)
 
