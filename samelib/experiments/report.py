@@ -19,10 +19,10 @@ VARIANTS = {"SAME": 0.5, "SAME-X": 1.0, "SAME-Y": 0.0}  # alpha, on standardised
 
 
 def attack_table(labels: Sequence[str] = HEADLINES, group: str = "mnist", tier: str = "lecture") -> str:
-    """AUROC of SAME and of each term alone against the attacks of those labels, as Markdown, with the paper's SAME and
-    what the substitute was worth: a row an attack, budget and scoring."""
+    """AUROC of SAME and of each term alone against the attacks of those labels, as Markdown, with the paper's SAME,
+    and the substitute's accuracy and fidelity: a row an attack, budget and scoring."""
     rows = [row for row in load_rows(f"same_{group}", tier=tier) if row["attack"] in labels]
-    names = ["attack", "budget", "scoring", *VARIANTS, "*SAME in the paper*", "substitute's accuracy", "fidelity"]
+    names = ["attack", "budget", "scoring", *VARIANTS, "paper", "accuracy", "fidelity"]
     lines = ["| " + " | ".join(names) + " |", "| --- | ---: | --- |" + " ---: |" * 6]
     cells = {(labels.index(r["attack"]), r["budget"], r["scoring"]) for r in rows}
     for number, budget, scoring in sorted(cells):
