@@ -70,9 +70,7 @@ def data(arguments: argparse.Namespace) -> None:
 
 
 def fit(arguments: argparse.Namespace) -> None:
-    folder = Path(arguments.detector)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists; remove it or choose another name")
+    folder = _new_folder(arguments.detector)
     group = _group(arguments).to(best_device())
     settings = preset(arguments.tier, group)
     store = ArtifactStore()
@@ -132,9 +130,7 @@ def _chunks(count: int, read):
 
 
 def attack(arguments: argparse.Namespace) -> None:
-    folder = Path(arguments.output)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists; remove it or choose another name")
+    folder = _new_folder(arguments.output)
     group = _group(arguments).to(best_device())
     settings = preset(arguments.tier, group)
     thief = make_attack(arguments.attack, group, settings, arguments.seed, **_attack_options(arguments, settings))
@@ -195,6 +191,14 @@ def cache(arguments: argparse.Namespace) -> None:
     for path, size in entries:
         print(f"{size / 2**20:9.2f} MiB  {path.name}")
     print(f"{sum(size for _, size in entries) / 2**20:9.2f} MiB  in {len(entries)} entries; --clear deletes them all")
+
+
+def _new_folder(name: str) -> Path:
+    """Raises FileExistsError, before any work is done for it, when something of that name is there."""
+    folder = Path(name)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; remove it or choose another name")
+    return folder
 
 
 def _group(arguments: argparse.Namespace):

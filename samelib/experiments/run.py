@@ -168,8 +168,9 @@ class Defence:
         for label, (queries, alphas) in parts.items():
             for scoring, detector in self.detectors.items():
                 malicious = detector.terms(evenly(queries, len(self.group.benign_test)))
-                origin = provenance(self.group.victim_train.device, self.group.fingerprint, self.seed, self.tier, 0.0)
-                origin["seconds"] = round(self.seconds + time.perf_counter() - start, 1)
+                seconds = self.seconds + time.perf_counter() - start
+                device = self.group.victim_train.device
+                origin = provenance(device, self.group.fingerprint, self.seed, self.tier, seconds)
                 for alpha in alphas:
                     row = {"method": "same", "protocol": "fixed", "scoring": scoring, "alpha": alpha}
                     found = _measured(detector, self.benign[scoring], malicious, alpha)
