@@ -1,4 +1,4 @@
-"""Trained models on disk: each under the hash of everything that decides it, trained once, checked when read."""
+"""Trained models and query logs on disk: each under the hash of all that decides it, made once, checked when read."""
 
 import errno
 import hashlib
@@ -26,7 +26,7 @@ class ArtifactError(RuntimeError):
 
 
 class DamagedArtifactWarning(UserWarning):
-    """A cached model did not match its checksum; it was set aside and trained again."""
+    """A cached entry did not match its checksum; it was set aside and made again."""
 
 
 def file_digest(path: Path) -> str:
@@ -109,7 +109,7 @@ def cache_root() -> Path:
 
 
 class ArtifactStore:
-    """A folder of trained models.
+    """A folder of trained models and other tensors that took work to make.
 
     Args:
         root: where; by default `SAMELIB_CACHE` or ~/.cache/samelib/models.
@@ -139,6 +139,33 @@ class ArtifactStore:
         Raises:
             ArtifactError: the cache cannot be written.
         """
+        module = build()
+
+        def make(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
+            nonlocal module
+            module = build()  # afresh: an entry that did not fit may have left half of its weights in the other one
+            history = fit(module, checkpoint)
+            return module.state_dict(), {"history": history}
+
+        _, card = self.kept(spec, make, lambda tensors: module.load_state_dict(tensors))
+        return module.eval(), card
+
+    def kept(
+        self,
+        spec: dict,
+        make: Callable[[Path], tuple[dict[str, Tensor], dict]],
+        accept: Callable[[dict[str, Tensor]], object] = lambda tensors: None,
+    ) -> tuple[dict[str, Tensor], dict]:
+        """The tensors and the card of `spec`: read if they are there, else made once, whoever asks.
+
+        Args:
+            spec: everything that decides the tensors, as JSON; `kind` begins the name of the entry.
+            make: given a file for checkpoints, returns (tensors, what to write on the card).
+            accept: given tensors that were read, raises RuntimeError if they are of no use.
+
+        Raises:
+            ArtifactError: the cache cannot be written.
+        """
         folder = self.path(spec)
         checkpoint = folder.with_suffix(".checkpoint")
         lock = FileLock(f"{folder}.lock", mode=0o666)
@@ -146,30 +173,29 @@ class ArtifactStore:
             self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         try:
-            return self._read(folder, build()) or self._train(folder, spec, build(), fit, checkpoint)
+            found = self._read(folder, accept)
+            if found is None:
+                start = time.perf_counter()
+                tensors, card = make(checkpoint)
+                card = {"spec": spec, "seconds": time.perf_counter() - start} | card
+                found = tensors, save_folder(folder, tensors, card)
+                checkpoint.unlink(missing_ok=True)
+            return found
         finally:
             lock.release()
 
-    def _read(self, folder: Path, module: nn.Module) -> tuple[nn.Module, dict] | None:
+    def _read(self, folder: Path, accept) -> tuple[dict[str, Tensor], dict] | None:
         if not folder.exists():
             return None
         try:
             tensors, card = load_folder(folder)
-            module.load_state_dict(tensors)
+            accept(tensors)
         except (ArtifactError, RuntimeError) as error:
             aside = folder.with_name(f"damaged-{folder.name}-{time.time_ns()}")
             os.replace(folder, aside)
-            warnings.warn(f"{error}; it is now {aside.name}, and is trained again", DamagedArtifactWarning, 4)
+            warnings.warn(f"{error}; it is now {aside.name}, and is made again", DamagedArtifactWarning, 4)
             return None
-        return module.eval(), card
-
-    def _train(self, folder, spec, module, fit, checkpoint) -> tuple[nn.Module, dict]:
-        start = time.perf_counter()
-        history = fit(module, checkpoint)
-        card = {"spec": spec, "history": history, "seconds": time.perf_counter() - start}
-        card = save_folder(folder, module.state_dict(), card)
-        checkpoint.unlink(missing_ok=True)
-        return module.eval(), card
+        return tensors, card
 
     def entries(self) -> list[tuple[Path, int]]:
         """(path, bytes) of everything the store holds: models, checkpoints, entries set aside."""

@@ -49,7 +49,7 @@ def test_damage_is_set_aside_and_trained_again(tmp_path, file):
     content = bytearray(damaged.read_bytes())
     content[-3] ^= 1
     damaged.write_bytes(content if file.endswith("safetensors") else b"{")
-    with pytest.warns(DamagedArtifactWarning, match="trained again"):
+    with pytest.warns(DamagedArtifactWarning, match="made again"):
         module, _ = store.trained(SPEC, build, trainer)
     assert trainer.calls == 2 and (module.weight == 0.5).all()
     assert [p for p, _ in store.entries() if p.name.startswith("damaged-linear")]
