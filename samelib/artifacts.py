@@ -11,7 +11,9 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch.distributed as dist
 from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -108,8 +110,35 @@ def cache_root() -> Path:
     return Path(os.environ.get("SAMELIB_CACHE") or Path.home() / ".cache" / "samelib" / "models")
 
 
+def process_group() -> tuple[int, int]:
+    """(rank of this process, number of processes) under torchrun; (0, 1) for a process on its own."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def by_first(work: Callable[[], Any]) -> Any:
+    """Does `work` in process 0 alone; every process of the group calls this, and gets what it returned or raised."""
+    rank, processes = process_group()
+    if processes == 1:
+        return work()
+    outcome = [None, None]
+    if rank == 0:
+        try:
+            outcome[0] = work()
+        except Exception as error:  # the others wait for the outcome, whatever it is
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
 class ArtifactStore:
     """A folder of trained models and other tensors that took work to make.
+
+    In a group of processes (torchrun) all of them call `trained` and `kept` together: process 0 takes the lock, reads
+    and writes; the others help to make what is missing, and end with the same tensors.
 
     Args:
         root: where; by default `SAMELIB_CACHE` or ~/.cache/samelib/models.
@@ -160,7 +189,8 @@ class ArtifactStore:
 
         Args:
             spec: everything that decides the tensors, as JSON; `kind` begins the name of the entry.
-            make: given a file for checkpoints, returns (tensors, what to write on the card).
+            make: given a file for checkpoints, returns (tensors, what to write on the card); in a group of processes
+                the same tensors in each.
             accept: given tensors that were read, raises RuntimeError if they are of no use.
 
         Raises:
@@ -169,17 +199,23 @@ class ArtifactStore:
         folder = self.path(spec)
         checkpoint = folder.with_suffix(".checkpoint")
         lock = FileLock(f"{folder}.lock", mode=0o666)
-        with _write_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+
+        def enter() -> tuple[dict[str, Tensor], dict] | None:
+            with _write_errors(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
+            return self._read(folder, accept)
+
         try:
-            found = self._read(folder, accept)
+            found = by_first(enter)
             if found is None:
                 start = time.perf_counter()
                 tensors, card = make(checkpoint)
                 card = {"spec": spec, "seconds": time.perf_counter() - start} | card
-                found = tensors, save_folder(folder, tensors, card)
-                checkpoint.unlink(missing_ok=True)
+                found = tensors, by_first(lambda: save_folder(folder, tensors, card))
+                by_first(lambda: checkpoint.unlink(missing_ok=True))
+            elif process_group()[0] > 0:
+                accept(found[0])
             return found
         finally:
             lock.release()
@@ -193,7 +229,7 @@ class ArtifactStore:
         except (ArtifactError, RuntimeError) as error:
             aside = folder.with_name(f"damaged-{folder.name}-{time.time_ns()}")
             os.replace(folder, aside)
-            warnings.warn(f"{error}; it is now {aside.name}, and is made again", DamagedArtifactWarning, 4)
+            warnings.warn(f"{error}; it is now {aside.name}, and is made again", DamagedArtifactWarning, 6)
             return None
         return tensors, card
 

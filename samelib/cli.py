@@ -1,4 +1,4 @@
-"""The command line: samelib data | fit | score | attack | cache."""
+"""The command line: samelib data | fit | score | attack | reproduce | cache."""
 
 import argparse
 import csv
@@ -18,12 +18,17 @@ from samelib.data.groups import SIZES, Group, load_group
 from samelib.data.image_set import OutOfRangeWarning
 from samelib.data.real import DataError, cifar100_superclasses, from_npz, list_images, read_image
 from samelib.detectors.same import SameDetector
+from samelib.experiments import grid
+from samelib.experiments.cells import TARGETS, cells_of
 from samelib.experiments.config import Preset, preset
+from samelib.experiments.figures import draw
+from samelib.experiments.report import grid_rows
+from samelib.experiments.results import code_version
 from samelib.experiments.run import ATTACKS, evaluation, make_attack, train_victim
 from samelib.gateway import QueryGateway
 from samelib.metrics import accuracy
 from samelib.models.classifiers import Victim
-from samelib.plots import image_rows
+from samelib.plots import image_rows, use_style
 from samelib.training import best_device
 
 GROUP_HELP = "glyphs or shapes (embedded, no download), mnist, cifar10, or path:FOLDER / path:FILE.npz of your own"
@@ -181,6 +186,26 @@ def _victim(arguments: argparse.Namespace, group: Group, settings: Preset) -> tu
     return victim, detector
 
 
+def reproduce(arguments: argparse.Namespace) -> None:
+    targets, path = arguments.targets, grid.result_path(arguments.data, arguments.results)
+    cells = cells_of(arguments.data, arguments.tier, arguments.seeds, targets)
+    if arguments.dry_run:
+        print(grid.plan(cells, path))
+        return
+    measured = grid.run(cells, path, arguments.workers)
+    names = {str(cell) for cell in cells}
+    rows = [row for row in grid_rows(arguments.data, arguments.tier, path) if row["cell"] in names]
+    print(f"{path}: {len(cells):,} cells, {measured:,} of them measured now")
+    if rows[0]["code"] != code_version():
+        print(f"measured at commit {rows[0]['commit']}; samelib's code has changed since")
+    folder = Path(arguments.output) / f"{arguments.data}-{arguments.tier}"
+    folder.mkdir(parents=True, exist_ok=True)
+    use_style()
+    for target in TARGETS if "all" in targets else targets:
+        for file in draw(target, rows, folder):
+            print(f"{target}: {file}")
+
+
 def cache(arguments: argparse.Namespace) -> None:
     store = ArtifactStore()
     print(f"cache: {store.root}")
@@ -262,6 +287,20 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--seed", type=int, default=0, help="of queries and weights (default: 0)")
         for option in OPTIONS_OF[name]:
             made.add_argument("--" + option.replace("_", "-"), **ATTACK_OPTIONS[option])
+
+    made = command(reproduce, "measure and draw the paper's tables and figures",
+                   "Measures what is missing for these tables and figures, a cell at a time (it may be killed and run "
+                   "again at any point), adds the rows to results/GROUP.jsonl, and draws all from the rows.",
+                   epilog="; ".join(f"{name}: {what}" for name, (what, _) in TARGETS.items()))  # fmt: skip
+    made.add_argument("targets", nargs="+", metavar="TARGET", help=f"{', '.join(TARGETS)}, or all")
+    made.add_argument("--data", default="mnist", help="mnist (default), cifar10, glyphs or shapes")
+    made.add_argument("--tier", default="lecture", help=TIER_HELP + " (default: lecture)")
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    made.add_argument("--results", metavar="FOLDER", help="where the rows are (default: results/ of the checkout)")
+    made.add_argument("--output", metavar="FOLDER", default="reproduced", help="where to draw (default: reproduced/)")
+    made.add_argument("--workers", choices=grid.WORKERS, default="serial",
+                      help="one process, or a Ray cluster (pip install 'samelib[scale]')")  # fmt: skip
+    made.add_argument("--dry-run", action="store_true", help="only say what would be measured, and for how long")
 
     made = command(cache, "list or clear the trained models",
                    "Trained models are kept under the hash of everything that decides them; SAMELIB_CACHE says where.")  # fmt: skip

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from samelib.artifacts import by_first, process_group
 from samelib.data.image_set import ImageSet, to_float
 from samelib.models.mae import MaskedAutoencoder, mae_loss
 
@@ -106,6 +108,9 @@ def train(
     The order of the data and all randomness of an epoch come from (seed, epoch) alone, so a run that is killed and
     started again with the same `checkpoint` file ends in the same weights, on the CPU bit for bit.
 
+    In a group of processes (torchrun) all call this together; the history is their mean, process 0 alone shows progress
+    and reads and writes the checkpoint. Only `train_mae` shares the work out: a classifier is trained whole in each.
+
     Args:
         loss: (index [B] on the model's device, generator of that device) -> scalar loss.
         count: number of samples; indices run over 0..count-1.
@@ -121,10 +126,12 @@ def train(
         raise ValueError(f"{label}: there is nothing to train on")
     optimiser = make_optimiser(model, settings)
     history = _resume(model, optimiser, checkpoint)
+    first = process_group()[0] == 0
     steps = max(1, count // settings.batch)
     saved = time.monotonic()
     done, total = len(history) * steps, settings.epochs * steps
-    with tqdm(desc=label, unit="step", initial=done, total=total, leave=False, mininterval=0.5) as bar:
+    how = {"unit": "step", "leave": False, "mininterval": 0.5, "disable": not first}
+    with tqdm(desc=label, initial=done, total=total, **how) as bar:
         for epoch in range(len(history), settings.epochs):
             history.append(_epoch(model, loss, count, optimiser, settings, seed, epoch, bar))
             if not math.isfinite(history[-1]):
@@ -134,7 +141,7 @@ def train(
             bar.set_postfix(loss=f"{history[-1]:.4f}")
             if on_epoch:
                 on_epoch(epoch + 1, model, history[-1])
-            if checkpoint and time.monotonic() - saved >= checkpoint_every:
+            if checkpoint and first and time.monotonic() - saved >= checkpoint_every:
                 _save(model, optimiser, history, checkpoint)
                 saved = time.monotonic()
     model.eval()
@@ -158,7 +165,10 @@ def _epoch(model, loss, count, optimiser, settings: TrainSettings, seed: int, ep
         descend(optimiser, value)
         total += value.detach()
         bar.update()
-    return float(total) / len(batches)
+    processes = process_group()[1]
+    if processes > 1:
+        dist.all_reduce(total)
+    return float(total) / (len(batches) * processes)
 
 
 def descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -180,12 +190,26 @@ def train_mae(
     """Trains the autoencoder on eq. 4 with a fresh random mask for every image and step; returns the losses.
 
     `loss_factor` scales the loss (the authors' code divides it by the mask ratio); `how` goes to `train`.
+
+    In a group of processes (torchrun) `settings.batch` is that of all together: each draws the order and the masks of the
+    whole and computes an equal part, and the gradients are averaged. The losses are one process's, but for rounding.
+
+    Raises:
+        ValueError: the batch cannot be shared out equally (further errors: see `train`).
     """
+    rank, processes = process_group()
+    batch = min(settings.batch, len(images))
+    if batch % processes:
+        raise ValueError(
+            f"{processes} processes cannot share a batch of {batch} images equally; choose a number that divides it"
+        )
+    parallel = nn.parallel.DistributedDataParallel(model) if processes > 1 else model
 
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
-        x = images.pixels(index)
-        noise = torch.rand(len(x), model.tokens, generator=generator, device=x.device)
-        return loss_factor * mae_loss(x, model(x, noise)[0])
+        noise = torch.rand(len(index), model.tokens, generator=generator, device=index.device)
+        own = slice(rank * batch // processes, (rank + 1) * batch // processes)
+        x = images.pixels(index[own])
+        return loss_factor * mae_loss(x, parallel(x, noise[own])[0])
 
     return train(model, loss, len(images), settings, seed=seed, label="masked autoencoder", **how)
 
@@ -257,17 +281,20 @@ def _save(model: nn.Module, optimiser: torch.optim.Optimizer, history: list[floa
 
 
 def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path | None) -> list[float]:
-    if path is None or not path.exists():
-        return []
+    state = by_first(lambda: _read(path)) if path else None
+    if state:
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+    return state["history"] if state else []
+
+
+def _read(path: Path) -> dict | None:
     try:
-        state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
     except Exception as error:  # torch.load raises anything on a damaged file
         aside = path.with_name(f"damaged-{path.name}")
         os.replace(path, aside)
         warnings.warn(
-            f"{path} is damaged ({error}); it is now {aside.name}, and training begins anew", CheckpointWarning, 3
+            f"{path} is damaged ({error}); it is now {aside.name}, and training begins anew", CheckpointWarning, 6
         )
-        return []
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    return state["history"]
+        return None

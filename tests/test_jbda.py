@@ -112,16 +112,16 @@ def test_direction_raises_or_lowers_the_victims_class(direction, sign, group, vi
     answers = victim(to_float(x))
     moved = attack.augment(victim.model, x, answers, torch.Generator().manual_seed(0))
     y = answers.argmax(1)[:, None]
-    gain = victim(to_float(moved)).gather(1, y) - answers.gather(1, y)
+    gain = victim(moved).gather(1, y) - answers.gather(1, y)
     assert len(moved) == 100 and sign * float(gain.mean()) > 0
 
 
 def test_targeted_steps_go_toward_another_class(group, victim, monkeypatch):
     wanted = []
 
-    def spy(model, x, labels, step):
+    def spy(model, x, labels, step, clip):
         wanted.append(labels)
-        return jacobian_step(model, x, labels, step)
+        return jacobian_step(model, x, labels, step, clip)
 
     monkeypatch.setattr(jbda, "jacobian_step", spy)
     attack = JBDA(group.seeds, "conv3", SETTINGS, direction="targeted")
@@ -138,7 +138,7 @@ def test_known_images_are_not_candidates():
 
 def test_it_stops_and_says_so_when_no_image_changes(group, monkeypatch):
     """Nearly white seeds and a substitute that wants every pixel brighter: all are clipped to the same white."""
-    monkeypatch.setattr(jbda, "jacobian_step", lambda model, x, labels, step: (x + step).clamp(-1, 1))
+    monkeypatch.setattr(jbda, "jacobian_step", lambda model, x, labels, step, clip: (x + step).clamp(-1, 1))
     white = torch.stack([torch.full((1, 28, 28), 255 - i, dtype=torch.uint8) for i in range(5)])
     seeds = ImageSet(white, torch.zeros(5, dtype=torch.int64), ("a",), "white")
     uniform = Victim(lambda x: torch.full((len(x), 10), 0.1), (1, 28, 28), 10)

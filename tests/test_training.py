@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from samelib import training
+from samelib.data.synthetic import glyphs
 from samelib.models.classifiers import build_classifier
+from samelib.models.mae import MAESettings, MaskedAutoencoder
 from samelib.training import CheckpointWarning, TrainSettings, augmented, hash_seed, make_optimiser, train
 
 SCRIPT = """
@@ -142,3 +145,11 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path):
     with pytest.warns(CheckpointWarning, match="is damaged .* begins anew"):
         assert len(train(model, loss, 256, TrainSettings(2), checkpoint=path)) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["damaged-state.checkpoint"]
+
+
+@pytest.mark.parametrize("images, batch", [(300, 32), (31, 31)])  # a set smaller than the batch is the batch
+def test_a_batch_that_cannot_be_shared_equally_is_refused(monkeypatch, images, batch):
+    monkeypatch.setattr(training, "process_group", lambda: (0, 3))
+    model = MaskedAutoencoder((1, 28, 28), MAESettings(7, 24, 1, 2, 1, 2))
+    with pytest.raises(ValueError, match=f"3 processes cannot share a batch of {batch} images equally"):
+        training.train_mae(model, glyphs("victim", images), TrainSettings(1, 32))

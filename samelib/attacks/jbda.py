@@ -14,7 +14,7 @@ LEVEL = 2 / 255  # one of the 256 levels of an 8-bit image, in [-1, 1]
 BATCH = 512
 
 
-def jacobian_step(model: nn.Module, x: Tensor, labels: Tensor, step: float) -> Tensor:
+def jacobian_step(model: nn.Module, x: Tensor, labels: Tensor, step: float, clip: bool = True) -> Tensor:
     """clip(x + step * sign(dF_y / dx)): each image a step in the direction in which the model's probability of its
     label grows; against it where the step is negative.
 
@@ -24,11 +24,13 @@ def jacobian_step(model: nn.Module, x: Tensor, labels: Tensor, step: float) -> T
         x: float [N, C, H, W] in [-1, 1].
         labels: int64 [N].
         step: in units of x.
+        clip: keep the pixels in [-1, 1].
     """
     x = x.detach().requires_grad_()
     log_probability = model(x).log_softmax(1).gather(1, labels[:, None]).sum()
     (gradient,) = torch.autograd.grad(log_probability, x)
-    return (x + step * gradient.sign()).detach().clamp(-1, 1)
+    moved = (x + step * gradient.sign()).detach()
+    return moved.clamp(-1, 1) if clip else moved
 
 
 class JBDA(TransferAttack):
@@ -48,6 +50,7 @@ class JBDA(TransferAttack):
         reservoir: the most new images a round, a uniform random part of all candidates (reservoir sampling, Papernot
             et al. 2016); None: no limit.
         round_settings: the substitute's training in each round (default: that of the last one).
+        clip: False asks copies that left the range of pixels, as several public codes do; the service clamps them.
 
     Raises:
         ValueError: no seeds, a step that changes no pixel, an unknown direction, or a reservoir below 1.
@@ -65,6 +68,7 @@ class JBDA(TransferAttack):
         direction: str = "+",
         reservoir: int | None = None,
         round_settings: TrainSettings | None = None,
+        clip: bool = True,
         **how,
     ):
         super().__init__(architecture, settings, seed, **how)
@@ -83,7 +87,7 @@ class JBDA(TransferAttack):
                 f"a step of {step:g} in [{low:g}, {high:g}] changes no 8-bit image; take at least "
                 f"{LEVEL / 2 * (high - low) / 2:.4f} (the paper's is 0.1; for steps downhill, direction='-')"
             )
-        self.seeds, self.direction, self.reservoir = seeds, direction, reservoir
+        self.seeds, self.direction, self.reservoir, self.clip = seeds, direction, reservoir, clip
         self.round_settings = round_settings or settings
 
     @property
@@ -97,17 +101,18 @@ class JBDA(TransferAttack):
         while len(images) < service.budget:
             substitute = self.train_substitute(images, answers, self.round_settings)
             candidates = self.augment(substitute, images, answers, generator)
-            fresh = unseen(candidates, images)
+            received = to_uint8(candidates)
+            fresh = unseen(received, images)
             if not len(fresh):
                 return TransferSet(images, answers, "every step ends at an image that was asked before")
             most = min(self.reservoir or len(fresh), service.budget - len(images))
-            chosen = fresh[torch.randperm(len(fresh), generator=generator)[:most]]
-            new = candidates[chosen.to(candidates.device)]
-            images, answers = torch.cat([images, new]), torch.cat([answers, service.ask(new)])
+            chosen = fresh[torch.randperm(len(fresh), generator=generator)[:most]].to(images.device)
+            answers = torch.cat([answers, service.ask(candidates[chosen])])
+            images = torch.cat([images, received[chosen]])
         return TransferSet(images, answers)
 
     def augment(self, substitute: nn.Module, images: Tensor, answers: Tensor, generator: torch.Generator) -> Tensor:
-        """A changed copy of every image, uint8 [N, C, H, W]."""
+        """A changed copy of every image, float [N, C, H, W]."""
         labels, step = answers.argmax(1), self.step
         if self.direction == "-":
             step = -step
@@ -115,7 +120,7 @@ class JBDA(TransferAttack):
             others = torch.randint(1, answers.shape[1], (len(labels),), generator=generator)
             labels = (labels + others.to(labels.device)) % answers.shape[1]
         parts = [
-            to_uint8(jacobian_step(substitute, to_float(images[i].to(answers.device)), labels[i], step))
+            jacobian_step(substitute, to_float(images[i].to(answers.device)), labels[i], step, self.clip)
             for i in torch.arange(len(images)).split(BATCH)
         ]
         return torch.cat(parts).to(images.device)

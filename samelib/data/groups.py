@@ -109,6 +109,8 @@ SOURCES = {
     "cifar10": Source(_both(real.cifar10), lambda _: real.cifar100(), lambda _: real.tiny_imagenet()),
 }
 
+COLOUR = ("shapes", "cifar10")  # the others are grey
+
 
 def load_group(
     name: str,

@@ -1,76 +1,255 @@
 """Tables from result rows: what the README and the book say is written by these functions, never by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
+from samelib.data.groups import COLOUR
+from samelib.detectors.posthoc import METHODS
+from samelib.experiments.cells import (
+    BASELINES,
+    HEADLINES,
+    NEAREST_JBDA,
+    PROTOCOLS,
+    SAME,
+    SAME_MASK_0,
+    SAME_SHARED,
+    STEMS,
+)
+from samelib.experiments.config import Preset, preset_for
 from samelib.experiments.results import load_rows, reported
 from samelib.metrics import mean_interval
 
+Rows = list[dict]
+# The headline attacks as the rows name them: of the JBDA variant only what it asked beyond its seeds.
+LABELS = tuple(f"{a}, seeds left out" if a == NEAREST_JBDA else a for a in HEADLINES)
+METRICS = {"auroc": "AUROC", "aupr": "AUPR", "fpr95": "FPR95", "fpr90": "FPR90"}
+NAMES = {"outlier_exposure": "OE", "edm": "EDM", SAME: "SAME", SAME_MASK_0: "SAME, mask 0"}
+VARIANTS = {"SAME": 0.5, "SAME-X": 1.0, "SAME-Y": 0.0}  # alpha, on standardised terms
+TABLES = {"mnist": "table1_mnist", "cifar10": "table2_cifar10"}
 
-def spread(values: list[float]) -> str:
+
+def grid_rows(group: str, tier: str, path: Path | None = None) -> Rows:
+    """All readings of a group and tier, from the published results or the file at `path`.
+
+    Raises:
+        ValueError: rows of different code or data: their figures do not belong into one table.
+    """
+    rows = load_rows(group, path, tier=tier)
+    for kind, word in (("code", "versions of samelib's code"), ("data", "data")):
+        if len({row[kind] for row in rows}) > 1:
+            raise ValueError(
+                f"the {tier} rows of {group} come from different {word}; measure them again into one folder"
+            )
+    return rows
+
+
+def pick(rows: Rows, **where) -> Rows:
+    """The rows whose fields equal `where`; plain detection rows have no `ratio`, and alpha 0.5 is SAME itself."""
+    return [row for row in rows if all(row.get(k) == v for k, v in where.items())]
+
+
+def detected(rows: Rows, detector: str, attack: str, budget: int, alpha: float = 0.5, **more) -> Rows:
+    """One row a seed: the detector's own score (SAME at `alpha`, EDM by its first consensus) on an attack."""
+    where = {"detector": detector, "attack": attack, "budget": budget, "ratio": None, "protocol": "fixed"} | more
+    if detector.startswith("same"):
+        where["alpha"] = alpha
+    if detector == "edm":
+        where.setdefault("consensus", "mean cosine")
+    return pick(rows, **where)
+
+
+def spread(values: Iterable[float]) -> str:
     """Mean and half width of the 95 % interval over seeds, of fractions, in percent: "81.3 ± 0.9"."""
-    mean, half = mean_interval([100 * v for v in values])
+    values = [100 * v for v in values]
+    if not values:
+        return "–"
+    mean, half = mean_interval(values)
     return f"{mean:.1f}" if half != half else f"{mean:.1f} ± {half:.1f}"
 
 
-# The paper's three attacks, and the choice of what it leaves open about JBDA that comes nearest to its figure.
-HEADLINES = ("knockoff", "jbda", "jbda, direction -, step 0.2, seeds left out", "dfme")
-PAPER = {"mnist": "table1_mnist", "cifar10": "table2_cifar10"}
-VARIANTS = {"SAME": 0.5, "SAME-X": 1.0, "SAME-Y": 0.0}  # alpha, on standardised terms
+def change(values: Iterable[float]) -> str:
+    """Like `spread`, of differences: with their sign."""
+    text = spread(values)
+    return text.replace("-0.0", "+0.0") if text.startswith(("-", "–")) else f"+{text}"
 
 
-def attack_table(labels: Sequence[str] = HEADLINES, group: str = "mnist", tier: str = "lecture") -> str:
-    """AUROC of SAME and of each term alone against the attacks of those labels, as Markdown, with the paper's SAME,
-    and the substitute's accuracy and fidelity: a row an attack, budget and scoring."""
-    rows = [row for row in load_rows(f"same_{group}", tier=tier) if row["attack"] in labels]
-    names = ["attack", "budget", "scoring", *VARIANTS, "paper", "accuracy", "fidelity"]
-    lines = ["| " + " | ".join(names) + " |", "| --- | ---: | --- |" + " ---: |" * 6]
-    cells = {(labels.index(r["attack"]), r["budget"], r["scoring"]) for r in rows}
-    for number, budget, scoring in sorted(cells):
-        label = labels[number]
-        cell = [r for r in rows if (r["attack"], r["budget"], r["scoring"]) == (label, budget, scoring)]
-        figures = [spread([r["auroc"] for r in cell if r["alpha"] == alpha]) for alpha in VARIANTS.values()]
-        paper = reported(PAPER[group], method="same", attack=label, budget=budget) if group in PAPER else []
-        copy = [spread([r[f"substitute_{k}"] for r in cell if r["alpha"] == 0.5]) for k in ("accuracy", "fidelity")]
-        theirs = f"{paper[0]['auroc']:.1f}" if paper else ""
-        lines.append("| " + " | ".join([label, f"{budget:,}", scoring, *figures, theirs, *copy]) + " |")
-    return "\n".join(lines)
+def markdown(header: Sequence[str], lines: Iterable[Sequence], words: int = 1) -> str:
+    """A Markdown table whose first `words` columns are text, the others figures."""
+    rule = ["---"] * words + ["---:"] * (len(header) - words)
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in [header, rule, *lines])
 
 
-def benchmark_tables() -> str:
-    """Speed of the autoencoder beside the plain reference, and of detector and attacks beside the victim alone, as
-    Markdown."""
-    rows = load_rows("benchmarks")
+def preset_of(rows: Rows) -> Preset:
+    """The settings of the group and tier of these rows."""
+    return preset_for(rows[0]["tier"], rows[0]["group"] in COLOUR, 1)
+
+
+def budgets_of(rows: Rows) -> tuple[int, int]:
+    """The small and the large budget of these rows."""
+    return preset_of(rows).budgets
+
+
+def detection_table(rows: Rows) -> str:
+    """The paper's Table 1 or 2: AUROC, AUPR and FPR95 in percent, each beside the paper's."""
+    lines, table = [], TABLES.get(rows[0]["group"]) if rows else None
+    for budget in budgets_of(rows):
+        for attack in LABELS:
+            for detector in (*BASELINES, SAME, SAME_MASK_0):
+                found = detected(rows, detector, attack, budget)
+                paper = reported(table, method=detector, attack=attack, budget=budget) if table else []
+                figures = [(spread(r[m] for r in found), f"{paper[0][m]:.1f}" if paper else "") for m in _THREE]
+                lines.append([f"{budget:,}", attack, NAMES[detector], *(cell for pair in figures for cell in pair)])
+    return markdown(["budget", "attack", "detector", *(w for m in _THREE for w in (METRICS[m], "paper"))], lines, 3)
+
+
+_THREE = ("auroc", "aupr", "fpr95")
+
+
+def cost_table(rows: Rows) -> str:
+    """The paper's Table 3: the victim's accuracy and seconds of training under each defence, SAME's by their parts."""
+    lines = []
+    for detector in (*BASELINES, SAME, *sorted({r["detector"] for r in rows if r["detector"] in STEMS})):
+        found = pick(rows, detector=detector, attack="cost")
+        paper = reported("table3_cifar10", method=detector)
+        parts = [[r.get(f"{part}_seconds", 0.0) for r in found] for part in ("victim", "auxiliary", "mae")]
+        parts.append([sum(seed) for seed in zip(*parts, strict=True)])
+        seconds = [f"{mean_interval(p)[0]:.0f}" if p else "–" for p in parts]
+        more = f"{found[0]['parameters']:,}" if found else "–"
+        theirs = [f"{paper[0]['accuracy']:.1f}", f"{paper[0]['training_seconds']:,.0f}"] if paper else ["", ""]
+        lines.append(
+            [NAMES.get(detector, detector), spread(r["victim_accuracy"] for r in found), *seconds, more, *theirs]
+        )
+    header = ["defence", "accuracy", "victim, s", "auxiliary, s", "autoencoder, s", "in all, s", "more parameters"]
+    return markdown([*header, "paper: accuracy (CIFAR-10)", "paper: s"], lines)
+
+
+def ratio_table(rows: Rows, attacks: Sequence[str] = ("knockoff",)) -> str:
+    """The paper's Table 4: SAME where a share of the queries is malicious."""
+    lines, group = [], rows[0]["group"] if rows else ""
+    for attack in attacks:
+        for ratio in sorted({r["ratio"] for r in rows if r.get("ratio")}):
+            found = pick(rows, detector=SAME, attack=attack, ratio=ratio)
+            paper = reported("table4", group=group, malicious_ratio=ratio)
+            figures = [(spread(r[m] for r in found), f"{paper[0][m]:.1f}" if paper else "") for m in METRICS]
+            lines.append([attack, f"{ratio:.2f}", *(cell for pair in figures for cell in pair)])
+    return markdown(["attack", "malicious", *(w for name in METRICS.values() for w in (name, "paper"))], lines)
+
+
+def detectors_table(rows: Rows, detectors: Sequence[str], **more) -> str:
+    """AUROC of some detectors on the headline attacks at the large budget, in percent."""
+    budget = budgets_of(rows)[-1]
     lines = [
-        "| masked autoencoder | images/s | times the reference | of the matrix ceiling |",
-        "| --- | ---: | ---: | ---: |",
+        [NAMES.get(d, d), *(spread(r["auroc"] for r in detected(rows, d, a, budget, **more)) for a in LABELS)]
+        for d in detectors
     ]
-    for row in rows:
-        if "ratio_to_reference" in row:
-            ratio = f"{row['ratio_to_reference']:.1f} ({row['ratio_min']:.1f} to {row['ratio_max']:.1f})"
-            share = f"{row['share_of_matrix_ceiling']:.0%}"
-            lines.append(f"| {row['benchmark']} | {row['images_per_second']:,.0f} | {ratio} | {share} |")
-    lines += [
-        "",
-        "| detector | queries | queries/s | victim's time = 1 | growth of memory |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        if "queries" in row:
-            times = f"{row['times_the_victim']:.1f}" if "times_the_victim" in row else ""
-            figures = f"{row['queries']:,} | {row['queries_per_second']:,.0f} | {times} | {row['growth_mib']:.0f} MiB"
-            lines.append(f"| {row['benchmark']} | {figures} |")
-    lines += [
-        "",
-        "| attack | budget | queries/s | victim's time = 1 | growth |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        if "attack" in row:
-            growth = "" if row["growth"] is None else f"{row['growth']:.2f}"
-            figures = f"{row['queries_per_second']:,.0f} | {row['times_the_victim']:.1f} | {growth}"
-            lines.append(f"| {row['attack']} | {row['budget']:,} | {figures} |")
-    return "\n".join(lines)
+    return markdown(["detector", *LABELS], lines)
 
 
-if __name__ == "__main__":
-    print(attack_table(), benchmark_tables(), sep="\n\n")
+def consensus_table(rows: Rows) -> str:
+    """EDM's three scores of agreement (the paper does not say which it used)."""
+    budget = budgets_of(rows)[-1]
+    names = sorted({r["consensus"] for r in rows if "consensus" in r})
+    lines = [
+        [n, *(spread(r["auroc"] for r in detected(rows, "edm", a, budget, consensus=n)) for a in LABELS)] for n in names
+    ]
+    return markdown(["EDM's score", *LABELS], lines)
+
+
+def posthoc_table(rows: Rows) -> str:
+    """Scores that need no training beside the trained detectors."""
+    return detectors_table(rows, (*METHODS, *BASELINES, SAME))
+
+
+def width_table(rows: Rows) -> str:
+    """Figure 7 in figures: SAME-X by the autoencoder's embedding size."""
+    budget = budgets_of(rows)[-1]
+    lines = [
+        [name, *(spread(r["auroc"] for r in detected(rows, name, a, budget, alpha=1.0)) for a in LABELS)]
+        for name in width_names(rows)
+    ]
+    return markdown(["detector (its reconstruction error alone)", *LABELS], lines)
+
+
+def width_names(rows: Rows) -> list[str]:
+    """Detectors of the embedding sizes that were measured; the tier's own size is "same"."""
+    others = {r["detector"] for r in rows if r["detector"].startswith("same, width")}
+    return [*sorted(others, key=lambda name: int(name.split()[-1])), SAME]
+
+
+def sharing_table(rows: Rows) -> str:
+    """The auxiliary model on the victim's frozen trunk, or on one of its own: parameters, seconds, AUROC."""
+    lines, budget = [], budgets_of(rows)[-1]
+    for detector, name in ((SAME, "a network of its own"), (SAME_SHARED, "the victim's trunk")):
+        cost = pick(rows, detector=detector, attack="cost")
+        size = f"{cost[0]['auxiliary_parameters']:,}" if cost else "–"
+        accuracy = spread(r["victim_accuracy"] for r in cost)
+        aurocs = [spread(r["auroc"] for r in detected(rows, detector, a, budget)) for a in LABELS]
+        lines.append([name, size, accuracy, *aurocs])
+    return markdown(["auxiliary model", "parameters", "victim's accuracy", *LABELS], lines)
+
+
+AUDIT_METRICS = METRICS | {"tpr_at_5%": "TPR at 5 %"}
+
+
+def audit_table(rows: Rows, attack: str = "knockoff") -> str:
+    """Each fault of the released code alone, against SAME at mask 0 without it: change in percentage points, paired by
+    seed. The first line holds the figures without any."""
+    sound = {r["seed"]: r for r in _audited(rows, "fixed", attack)}
+    lines = [["none", *(spread(r[m] for r in sound.values()) for m in AUDIT_METRICS)]]
+    for protocol in PROTOCOLS:
+        if protocol != "fixed":
+            faulty = [r for r in _audited(rows, protocol, attack) if r["seed"] in sound]
+            changes = [change(r[m] - sound[r["seed"]][m] for r in faulty) for m in AUDIT_METRICS]
+            lines.append(["all of them" if protocol == "author_code" else protocol, *changes])
+    return markdown(["fault", *AUDIT_METRICS.values()], lines)
+
+
+def _audited(rows: Rows, protocol: str, attack: str) -> Rows:
+    found = pick(rows, detector=SAME_MASK_0, protocol=protocol, attack=attack, budget=budgets_of(rows)[-1])
+    return [r for r in found if r["alpha"] in (0.5, 0.99)]
+
+
+def accounts_table(rows: Rows) -> str:
+    """PRADA where the same queries come from one account, ten or a hundred; and from honest users."""
+    lines = []
+    for attack in (*(a for a in HEADLINES), "benign"):
+        for accounts in sorted({r["accounts"] for r in rows if "accounts" in r}):
+            found = pick(rows, detector="prada", attack=attack, accounts=accounts)
+            alarms = [r["alarm_at"] for r in found if r["alarm_at"]]
+            first = f"{mean_interval(alarms)[0]:,.0f}" if alarms else "–"
+            shares = [spread(r[k] for r in found) for k in ("alarmed", "after_alarm")]
+            lines.append([attack, accounts, shares[0], first, shares[1]])
+    header = ["queries", "accounts", "accounts with an alarm, %", "at query", "queries after it, %"]
+    return markdown(header, lines)
+
+
+def attack_table(rows: Rows, labels: Sequence[str] = LABELS) -> str:
+    """AUROC of SAME and of each term alone against the attacks of those labels, with the paper's SAME, and the
+    substitute's accuracy and fidelity: a row an attack, budget and scoring."""
+    rows = [r for r in rows if r["attack"] in labels and r["protocol"] == "fixed"]
+    rows = [r for r in rows if r["detector"] in (SAME, SAME_MASK_0) and "ratio" not in r and "alpha" in r]
+    lines, table = [], TABLES.get(rows[0]["group"]) if rows else None
+    for number, budget, scoring in sorted({(labels.index(r["attack"]), r["budget"], r["scoring"]) for r in rows}):
+        label = labels[number]
+        cell = pick(rows, attack=label, budget=budget, scoring=scoring)
+        figures = [spread(r["auroc"] for r in cell if r["alpha"] == alpha) for alpha in VARIANTS.values()]
+        paper = reported(table, method="same", attack=label, budget=budget) if table else []
+        copy = [spread(r[f"substitute_{k}"] for r in cell if r["alpha"] == 0.5) for k in ("accuracy", "fidelity")]
+        theirs = f"{paper[0]['auroc']:.1f}" if paper else ""
+        lines.append([label, f"{budget:,}", scoring, *figures, theirs, *copy])
+    return markdown(["attack", "budget", "scoring", *VARIANTS, "paper", "accuracy", "fidelity"], lines, 3)
+
+
+# The tables of each target of `samelib reproduce`.
+TARGET_TABLES: dict[str, Callable[[Rows], str]] = {
+    "table1": detection_table,
+    "table2": detection_table,
+    "table3": cost_table,
+    "table4": lambda rows: ratio_table(rows, LABELS),
+    "figure7": width_table,
+    "sharing": sharing_table,
+    "audit": lambda rows: "\n\n".join(f"{a}\n\n{audit_table(rows, a)}" for a in (*LABELS, "jbda, unclipped")),
+    "posthoc": posthoc_table,
+    "accounts": accounts_table,
+    "attacks": lambda rows: attack_table(rows, list(dict.fromkeys(r["attack"] for r in rows if "alpha" in r))),
+}

@@ -1,14 +1,19 @@
 """Result rows: one JSON line a measured cell, with its provenance. Every number in the book is read from here."""
 
+import ast
+import hashlib
 import importlib.resources
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 import samelib
 from samelib.artifacts import json_digest
@@ -20,7 +25,8 @@ def repository_results() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _folder():
+def results_folder():
+    """Where the published rows are: the checkout's results/, or what an installed samelib brought along."""
     return repository_results() or importlib.resources.files("samelib.published")
 
 
@@ -31,6 +37,8 @@ def _digest(row: dict) -> str:
 def provenance(device: str | torch.device, data: str, seed: int, tier: str, seconds: float) -> dict:
     """Where a number comes from: versions, commit, machine class, data, seed, tier, wall seconds, peak memory in MiB.
 
+    `code` is `code_version`, which knows changes that were not committed and ignores those that change no number.
+
     Models that came from the cache do not count into the seconds.
     """
     device = torch.device(device)
@@ -39,6 +47,7 @@ def provenance(device: str | torch.device, data: str, seed: int, tier: str, seco
     return {
         "samelib": samelib.__version__,
         "commit": _commit(),
+        "code": code_version(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
         "machine": platform.machine(),
@@ -74,37 +83,84 @@ def _commit() -> str | None:
         return None
 
 
+@cache
+def code_version() -> str:
+    """A digest of all code of samelib that decides a measured number: whatever its comments and docstrings say.
+
+    Attacks, detectors, models, data, training and measures count; storage, tables, figures and the command line do not.
+    """
+    here = Path(samelib.__file__).parent
+    files = [*here.glob("*.py"), *(p for f in _MEASURING for p in (here / f).glob("*.py"))]
+    files += [here / "experiments" / f"{name}.py" for name in ("config", "run", "cells", "bench", "measure")]
+    decisive = sorted(p for p in files if p.stem not in ("__init__", "artifacts", "cli", "plots", "environment"))
+    text = json.dumps([[p.relative_to(here).as_posix(), _skeleton(ast.parse(p.read_bytes()))] for p in decisive])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+_MEASURING = ("attacks", "data", "detectors", "models")
+
+
+def _skeleton(node):
+    """A syntax tree as lists, without docstrings, the same in every Python version."""
+    if isinstance(node, list):
+        documented = node and isinstance(node[0], ast.Expr) and isinstance(node[0].value, ast.Constant)
+        return [_skeleton(n) for n in (node[1:] if documented else node)]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [[name, _skeleton(value)] for name, value in ast.iter_fields(node) if value not in (None, [])]
+    return [type(node).__name__, *fields]
+
+
 def append_rows(path: Path | str, rows: Iterable[dict]) -> None:
-    """Adds rows to a JSON-lines file, each with a digest of its content, in one write."""
+    """Adds rows to a JSON-lines file, each with a digest of its content: all of them or, if killed on the way, none.
+
+    A row of a cell that is there already is not added again, whoever measured it in the meantime.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row | {"digest": _digest(row)}) + "\n" for row in rows)
-    with open(path, "a") as file:
-        file.write(text)
+    with FileLock(f"{path}.lock"):
+        old = path.read_text() if path.exists() else ""
+        there = {row["cell"] for row in map(json.loads, old.splitlines()) if "cell" in row}
+        new = "".join(json.dumps(row | {"digest": _digest(row)}) + "\n" for row in rows if row.get("cell") not in there)
+        temporary = path.with_name(f".part-{os.getpid()}-{path.name}")
+        try:
+            temporary.write_text(old + new)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def load_rows(name: str | None = None, path: Path | None = None, **where) -> list[dict]:
     """The rows of results/NAME.jsonl (or of the file at `path`) whose fields equal `where`.
 
+    A cell is one line in the file; each of the readings under its `measured` is a row here, with what the cell says.
+
     Raises:
-        ValueError: a row whose digest is wrong: it was edited, or cut off.
+        ValueError: a line whose digest is wrong: it was edited, or cut off.
     """
-    source = path or _folder() / f"{name}.jsonl"
-    rows = []
-    for number, line in enumerate(source.read_text().splitlines(), 1):
+    cells = load_cells(path or results_folder() / f"{name}.jsonl")
+    rows = [cell | measured for cell in cells for measured in cell.pop("measured", [{}])]
+    return [row for row in rows if all(row.get(k) == v for k, v in where.items())]
+
+
+def load_cells(path: Path) -> list[dict]:
+    """The lines of a result file; empty where there is no such file (errors: see `load_rows`)."""
+    cells = []
+    for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], 1):
         try:
-            row = json.loads(line)
-            intact = row["digest"] == _digest(row)
+            cell = json.loads(line)
+            intact = cell["digest"] == _digest(cell)
         except (ValueError, KeyError, TypeError):
             intact = False
         if not intact:
-            raise ValueError(f"{source}, row {number}: not as samelib wrote it; measure that cell again")
-        if all(row.get(k) == v for k, v in where.items()):
-            rows.append(row)
-    return rows
+            raise ValueError(
+                f"{path}, row {number}: not as samelib wrote it; delete that line to measure its cell again"
+            )
+        cells.append(cell)
+    return cells
 
 
 def reported(table: str, **where) -> list[dict]:
     """The paper's own figures (percent), from results/reported.json: e.g. reported("table1_mnist", method="same")."""
-    rows = json.loads((_folder() / "reported.json").read_text())[table]
+    rows = json.loads((results_folder() / "reported.json").read_text())[table]
     return [row for row in rows if all(row.get(k) == v for k, v in where.items())]
