@@ -1,17 +1,19 @@
-import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from samelib.attacks.base import TransferSet
-from samelib.attacks.dfme import DFMESettings
+import samelib
 from samelib.experiments import results, run
-from samelib.experiments.config import DFME_TRAIN, TIERS, Preset, preset
-from samelib.experiments.report import attack_table, benchmark_tables
-from samelib.experiments.results import append_rows, load_rows, provenance, reported
+from samelib.experiments.config import TIERS, preset
+from samelib.experiments.report import attack_table, benchmark_tables, grid_rows
+from samelib.experiments.results import append_rows, code_version, load_cells, load_rows, provenance, reported
 from samelib.experiments.run import make_attack
 
-PROVENANCE = {"samelib", "commit", "torch", "device", "machine", "data", "seed", "tier", "seconds", "peak_mib", "when"}
+PROVENANCE = {
+    "samelib", "commit", "code", "torch", "device", "machine", "data", "seed", "tier", "seconds", "peak_mib", "when",
+}  # fmt: skip
 
 
 def test_rows_come_back_and_are_filtered(tmp_path):
@@ -20,6 +22,63 @@ def test_rows_come_back_and_are_filtered(tmp_path):
     append_rows(path, [{"attack": "knockoff", "auroc": 0.5}])
     assert [r["auroc"] for r in load_rows(path=path)] == [1.0, 0.5]
     assert [r["attack"] for r in load_rows(path=path, attack="noise")] == ["noise"]
+
+
+def test_a_cell_is_one_line_and_its_readings_are_rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append_rows(
+        path, [{"cell": "a", "attack": "jbda", "measured": [{"auroc": 0.1}, {"auroc": 0.2, "attack": "other"}]}]
+    )
+    assert len(load_cells(path)) == 1
+    assert [(r["cell"], r["attack"], r["auroc"]) for r in load_rows(path=path)] == [
+        ("a", "jbda", 0.1),
+        ("a", "other", 0.2),
+    ]
+    assert load_rows(path=path, attack="other")[0]["auroc"] == 0.2
+
+
+def test_a_cell_is_not_kept_twice(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, [{"cell": "a", "auroc": 0.1}])
+    append_rows(path, [{"cell": "a", "auroc": 0.9}, {"cell": "b", "auroc": 0.2}])
+    assert [(r["cell"], r["auroc"]) for r in load_cells(path)] == [("a", 0.1), ("b", 0.2)]
+
+
+def test_rows_are_added_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, [{"cell": "a"}])
+    before = path.read_bytes()
+    monkeypatch.setattr(results.os, "replace", lambda *how: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        append_rows(path, [{"cell": "b"}])
+    assert path.read_bytes() == before and not list(tmp_path.glob(".part-*"))
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """A copy of samelib's sources that `code_version` looks at instead."""
+    shutil.copytree(Path(samelib.__file__).parent, tmp_path / "samelib")
+    monkeypatch.setattr(samelib, "__file__", str(tmp_path / "samelib" / "__init__.py"))
+    return tmp_path / "samelib"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "another"),
+    [
+        ("attacks/jbda.py", "LEVEL = 2 / 255", "LEVEL = 3 / 255", True),
+        ("detectors/same.py", "BATCH = 256", "BATCH = 256  # a comment", False),
+        ("metrics.py", '"""AUROC, AUPR', '"""Another docstring: AUROC, AUPR', False),
+        ("experiments/config.py", "budgets=(1_000, 4_000)", "budgets=(1_000, 5_000)", True),
+        ("experiments/report.py", '"fpr90": "FPR90"', '"fpr90": "FPR at 90"', False),
+        ("training.py", "betas=(0.9, 0.95)", "betas=(0.9, 0.99)", True),
+    ],
+)
+def test_the_code_version_follows_what_decides_a_number(sources, file, old, new, another):
+    before = code_version.__wrapped__()
+    text = (sources / file).read_text()
+    assert old in text
+    (sources / file).write_text(text.replace(old, new))
+    assert (code_version.__wrapped__() != before) == another
 
 
 @pytest.mark.parametrize("change", [lambda t: t.replace("0.5", "0.9"), lambda t: t[:-20], lambda t: t + "nonsense\n"])
@@ -39,13 +98,14 @@ def test_every_published_row_is_whole():
     folder = results.repository_results()
     rows = [row for path in folder.glob("*.jsonl") for row in load_rows(path=path)]
     for row in rows:
-        assert set(row) >= PROVENANCE and ("auroc" in row or "benchmark" in row)
+        assert set(row) >= (PROVENANCE if "cell" in row else PROVENANCE - {"code"})
+        assert "cell" in row or "benchmark" in row
         assert row["commit"] and not row["commit"].endswith("-changed")
 
 
 def test_the_readme_says_what_the_rows_say():
     readme = (results.repository_results().parent / "README.md").read_text()
-    for table in (attack_table(), benchmark_tables()):
+    for table in (attack_table(grid_rows("mnist", "lecture")), benchmark_tables()):
         assert table in readme, "put the output of `python -m samelib.experiments.report` into README.md"
 
 
@@ -67,62 +127,7 @@ def test_presets_know_tier_and_group(group):
         make_attack("theft", group, preset("smoke", group), 0)
 
 
-@pytest.fixture
-def defence(group, monkeypatch, store):
-    from conftest import TINY_SAME, TINY_TRAIN
-
-    train = dict.fromkeys(("victim_train", "substitute_train", "round_train"), TINY_TRAIN)
-    how = {"dfme_train": DFME_TRAIN, "dfme": DFMESettings(width=4), "budgets": (50, 100), "dfme_budget": 140}
-    tiny = Preset(architecture="conv3", augment=False, same=TINY_SAME, **train, **how)
-    monkeypatch.setattr(run, "preset", lambda tier, group: tiny)
-    return run.Defence(group, "smoke", 0, store)
-
-
-def test_an_experiment_gives_a_row_a_cell(defence, tmp_path):
-    rows = [row for cell, budget in run.attack_cells(defence.settings) for row in defence.rows(cell, budget)]
-    cells = {(r["attack"], r["budget"], r["scoring"], r["alpha"]) for r in rows}
-    full, variants, seedless = 4 * 2 + 1, 5 * 2, 5 * 2  # attacks x budgets; DFME has a third budget
-    assert len(cells) == len(rows) == 2 * (11 * full + 3 * (variants + seedless))
-    assert {r["scoring"] for r in rows} == {"mask 0", "2 passes"}
-    assert {r["budget"] for r in rows if r["attack"] == "dfme"} == {50, 100, 140}
-    assert all(0 <= r[m] <= 1 for r in rows for m in ("auroc", "aupr", "fpr95", "tpr_at_5%", "substitute_fidelity"))
-    append_rows(tmp_path / "rows.jsonl", rows)
-    assert json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])["digest"]
-
-
-def test_seeds_left_out_are_the_first_queries(defence, monkeypatch):
-    """Of 50 queries the first 20 are seeds; what is measured without them are the other 30."""
-    scored = []
-    for detector in defence.detectors.values():
-        monkeypatch.setattr(detector, "terms", lambda x, terms=detector.terms: scored.append(x) or terms(x))
-    cell = next(c for c in run.CELLS if c.label == "jbda")
-    list(defence.rows(cell, 50))
-    assert [len(x) for x in scored] == [50, 50, 30, 30]
-    assert torch.equal(scored[0][20:], scored[2]) and torch.equal(scored[0][:20], defence.group.seeds.images)
-
-
-def test_an_attack_that_stops_early_gives_no_row(defence, monkeypatch):
-    monkeypatch.setattr(run.JBDA, "collect", lambda self, service: TransferSet(
-        self.seeds.images, service.ask(self.seeds.images), "tired"))  # fmt: skip
-    with pytest.raises(RuntimeError, match="jbda, 50 queries: stopped after 20, tired"):
-        list(defence.rows(next(c for c in run.CELLS if c.label == "jbda"), 50))
-
-
 def test_a_long_log_is_measured_at_even_distances():
     log = torch.arange(1000)[:, None]
     assert run.evenly(log, 4)[:, 0].tolist() == [0, 333, 666, 999]
     assert run.evenly(log, 1000) is log
-
-
-def test_a_second_run_measures_only_what_is_missing(defence, group, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(run, "CELLS", run.CELLS[:1])
-    monkeypatch.setattr(run, "load_group", lambda *how: group)
-    monkeypatch.setattr(run, "Defence", lambda *how: defence)
-    monkeypatch.setattr(run, "repository_results", lambda: tmp_path)
-    monkeypatch.setattr("sys.argv", ["run", "--data", "glyphs", "--tier", "smoke", "--seeds", "0"])
-    run.main()
-    written = (tmp_path / "same_glyphs.jsonl").read_text()
-    assert len(written.splitlines()) == 2 * 2 * 11 and "noise, 100 queries, seed 0" in capsys.readouterr().out
-    monkeypatch.delattr(run, "Defence")  # nothing is trained or read for it
-    run.main()
-    assert (tmp_path / "same_glyphs.jsonl").read_text() == written and not capsys.readouterr().out

@@ -48,6 +48,12 @@ def pick(rows: Rows, **where) -> Rows:
     return [row for row in rows if all(row.get(k) == v for k, v in where.items())]
 
 
+def same_rows(rows: Rows) -> Rows:
+    """Detection by SAME as it is, in both ways of scoring and at every alpha: no faults, no other malicious ratios."""
+    names = (SAME, SAME_MASK_0)
+    return [r for r in pick(rows, protocol="fixed", ratio=None) if r["detector"] in names and "alpha" in r]
+
+
 def detected(rows: Rows, detector: str, attack: str, budget: int, alpha: float = 0.5, **more) -> Rows:
     """One row a seed: the detector's own score (SAME at `alpha`, EDM by its first consensus) on an attack."""
     where = {"detector": detector, "attack": attack, "budget": budget, "ratio": None, "protocol": "fixed"} | more
@@ -226,8 +232,7 @@ def accounts_table(rows: Rows) -> str:
 def attack_table(rows: Rows, labels: Sequence[str] = LABELS) -> str:
     """AUROC of SAME and of each term alone against the attacks of those labels, with the paper's SAME, and the
     substitute's accuracy and fidelity: a row an attack, budget and scoring."""
-    rows = [r for r in rows if r["attack"] in labels and r["protocol"] == "fixed"]
-    rows = [r for r in rows if r["detector"] in (SAME, SAME_MASK_0) and "ratio" not in r and "alpha" in r]
+    rows = [r for r in same_rows(rows) if r["attack"] in labels]
     lines, table = [], TABLES.get(rows[0]["group"]) if rows else None
     for number, budget, scoring in sorted({(labels.index(r["attack"]), r["budget"], r["scoring"]) for r in rows}):
         label = labels[number]
@@ -253,3 +258,31 @@ TARGET_TABLES: dict[str, Callable[[Rows], str]] = {
     "accounts": accounts_table,
     "attacks": lambda rows: attack_table(rows, list(dict.fromkeys(r["attack"] for r in rows if "alpha" in r))),
 }
+
+
+def benchmark_tables() -> str:
+    """Speed of the autoencoder beside the plain reference, and of detector and attacks beside the victim alone."""
+    rows = load_rows("benchmarks")
+    models, detectors, attacks = [], [], []
+    for row in rows:
+        if "ratio_to_reference" in row:
+            ratio = f"{row['ratio_to_reference']:.1f} ({row['ratio_min']:.1f} to {row['ratio_max']:.1f})"
+            speed, share = f"{row['images_per_second']:,.0f}", f"{row['share_of_matrix_ceiling']:.0%}"
+            models.append([row["benchmark"], speed, ratio, share])
+        if "queries" in row:
+            times = f"{row['times_the_victim']:.1f}" if "times_the_victim" in row else ""
+            speed, growth = f"{row['queries_per_second']:,.0f}", f"{row['growth_mib']:.0f} MiB"
+            detectors.append([row["benchmark"], f"{row['queries']:,}", speed, times, growth])
+        if "attack" in row:
+            growth = "" if row["growth"] is None else f"{row['growth']:.2f}"
+            speed, times = f"{row['queries_per_second']:,.0f}", f"{row['times_the_victim']:.1f}"
+            attacks.append([row["attack"], f"{row['budget']:,}", speed, times, growth])
+    return "\n\n".join([
+        markdown(["masked autoencoder", "images/s", "times the reference", "of the matrix ceiling"], models),
+        markdown(["detector", "queries", "queries/s", "victim's time = 1", "growth of memory"], detectors),
+        markdown(["attack", "budget", "queries/s", "victim's time = 1", "growth"], attacks),
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(attack_table(grid_rows("mnist", "lecture")), benchmark_tables(), sep="\n\n")
