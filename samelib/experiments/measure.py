@@ -84,14 +84,15 @@ def _detection(bench: Bench, cell: Cell) -> Iterator[dict]:
     if isinstance(detector, SameDetector):
         same = detector.settings
         common["scoring"] = f"{same.passes} passes" if same.mask_ratio else "mask 0"
-    parts = {cell.attack: queries}
+    place = evenly(torch.arange(len(queries)), len(group.benign_test))  # in the log, of the queries that are scored
+    found = readings(detector, queries[place], cell.protocol)
+    parts = {cell.attack: torch.ones_like(place, dtype=torch.bool)}
     if cell.attack.startswith("jbda"):
-        parts[f"{cell.attack}, seeds left out"] = queries[len(group.seeds) :]
+        parts[f"{cell.attack}, seeds left out"] = place >= len(group.seeds)
     figures = cell.protocol == "fixed" and cell.budget == bench.settings.budgets[1] and cell.attack in HEADLINES
-    for label, asked in parts.items():
-        found = readings(detector, evenly(asked, len(group.benign_test)), cell.protocol)
-        for (fields, malicious), (_, clean), (_, known) in zip(found, benign, calibration, strict=True):
-            alpha = fields.get("alpha", 0.5)
+    for label, part in parts.items():
+        for (fields, scores), (_, clean), (_, known) in zip(found, benign, calibration, strict=True):
+            alpha, malicious = fields.get("alpha", 0.5), scores[part.to(scores.device)]
             if cell.attack not in (*HEADLINES, "noise") and alpha not in (*WEIGHTS, 0.99):
                 continue
             row = {"attack": label} | fields | common
