@@ -313,7 +313,7 @@ def main(words: list[str] | None = None) -> None:
     warnings.simplefilter("once", OutOfRangeWarning)
     try:
         arguments.run(arguments)
-    except (DataError, ArtifactError, ArithmeticError, ValueError, TypeError, OSError) as error:
+    except (DataError, ArtifactError, grid.CellError, ArithmeticError, ValueError, TypeError, OSError) as error:
         sys.exit(f"samelib: {error}")
     except KeyboardInterrupt:
         sys.exit("samelib: stopped; the training of a victim or detector goes on from its last checkpoint")

@@ -1,4 +1,8 @@
-"""One training loop for every model: the data lies whole on the device, an epoch is a pure function of (state, seed)."""
+"""One training loop for every model: the data lies whole on the device, an epoch is a pure function of (state, seed).
+
+In a group of processes (torchrun) all call `train` together; the history is their mean, process 0 alone shows progress
+and reads and writes the checkpoint. Only `train_mae` shares the work out: a classifier is trained whole in each.
+"""
 
 import math
 import os
@@ -107,9 +111,6 @@ def train(
 
     The order of the data and all randomness of an epoch come from (seed, epoch) alone, so a run that is killed and
     started again with the same `checkpoint` file ends in the same weights, on the CPU bit for bit.
-
-    In a group of processes (torchrun) all call this together; the history is their mean, process 0 alone shows progress
-    and reads and writes the checkpoint. Only `train_mae` shares the work out: a classifier is trained whole in each.
 
     Args:
         loss: (index [B] on the model's device, generator of that device) -> scalar loss.

@@ -186,7 +186,7 @@ _HEADER = ("figure", "ours", "tier", "device", "verdict", "evidence")
 
 
 def _line(entry: Entry) -> list[str]:
-    link = f"[{int(entry.evidence[:2])}](../notebooks/{entry.evidence}.ipynb)"
+    link = f"[{entry.evidence[3:]}](../notebooks/{entry.evidence}.ipynb)"
     return [entry.what, entry.paper, entry.ours, entry.tier, entry.device, entry.verdict, link]
 
 

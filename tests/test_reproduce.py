@@ -1,0 +1,153 @@
+"""`samelib reproduce` from end to end: the smoke grid of all tables and figures on embedded data."""
+
+import sys
+
+import pytest
+from PIL import Image
+
+from samelib import cli
+from samelib.experiments import figures, grid, report
+from samelib.experiments.cells import PROTOCOLS, TARGETS, cells_of
+from samelib.experiments.figures import TARGET_FIGURES
+from samelib.experiments.report import TARGET_TABLES, grid_rows, pick
+from samelib.experiments.results import load_cells
+
+pytestmark = pytest.mark.slow
+
+
+class Grid:
+    """The smoke grid in a folder of its own."""
+
+    def __init__(self, folder):
+        self.results, self.output = folder / "results", folder / "drawn"
+
+    def reproduce(self, *words: str) -> None:
+        cli.main(["reproduce", *words, "--tier", "smoke", "--seeds", "0", *self.places])
+
+    @property
+    def places(self) -> list[str]:
+        return ["--results", str(self.results), "--output", str(self.output)]
+
+    def rows(self, group: str) -> list[dict]:
+        return grid_rows(group, "smoke", self.results / f"{group}.jsonl")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Grid:
+    """Everything on glyphs, and the colour tables on shapes."""
+    made = Grid(tmp_path_factory.mktemp("grid"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAMELIB_CACHE", str(made.results / "cache"))
+        made.reproduce("all", "--data", "glyphs")
+        made.reproduce("table2", "table3", "--data", "shapes")
+    return made
+
+
+def test_every_cell_is_there(smoke):
+    for group, targets in (("glyphs", ["all"]), ("shapes", ["table2", "table3"])):
+        wanted = cells_of(group, "smoke", [0], targets)
+        assert [r["cell"] for r in load_cells(smoke.results / f"{group}.jsonl")] == [str(c) for c in wanted]
+
+
+def test_a_finished_grid_measures_nothing(smoke, monkeypatch, capsys):
+    monkeypatch.setattr(grid, "measure", None)
+    monkeypatch.setattr(grid, "load_group", None)  # not even the data are read
+    smoke.reproduce("all", "--data", "glyphs")
+    assert "cells, 0 of them measured now" in capsys.readouterr().out
+
+
+def test_every_target_is_drawn(smoke):
+    for target in TARGETS:
+        folder = smoke.output / ("shapes-smoke" if target == "table2" else "glyphs-smoke")
+        if target in TARGET_TABLES:
+            lines = (folder / f"{target}.md").read_text().splitlines()
+            assert len(lines) > 3 and "nan" not in "".join(lines)
+        if target in TARGET_FIGURES:
+            with Image.open(folder / f"{target}.png") as picture:
+                colours = picture.convert("RGB").getcolors(2**24)
+            assert len(colours) > 50, "an empty figure"
+        assert target in TARGET_TABLES or target in TARGET_FIGURES
+
+
+def test_tables_have_no_gaps(smoke):
+    for group, targets in (("glyphs", set(TARGETS) - {"table2"}), ("shapes", {"table2", "table3"})):
+        for target in targets & set(TARGET_TABLES):
+            table = TARGET_TABLES[target](smoke.rows(group))
+            body = [line for line in table.splitlines() if line.startswith("| ")]
+            if target != "accounts":  # an account without an alarm has no first alarm
+                assert not any("–" in line for line in body), table
+
+
+def test_the_measures_are_shares(smoke):
+    for row in smoke.rows("glyphs"):
+        for name in (
+            "auroc",
+            "aupr",
+            "fpr95",
+            "fpr90",
+            "tpr_at_5%",
+            "alarmed",
+            "victim_accuracy",
+            "substitute_fidelity",
+        ):
+            assert 0 <= row.get(name, 0) <= 1
+
+
+def test_defences_are_attacked_through_their_own_victims(smoke):
+    rows = smoke.rows("glyphs")
+    accuracy = {
+        d: {r["victim_accuracy"] for r in rows if r["detector"] == d} for d in ("same", "outlier_exposure", "edm")
+    }
+    assert all(len(found) == 1 for d, found in accuracy.items() if d != "same")
+    substitutes = {d: pick(rows, detector=d, attack="knockoff", budget=500)[0]["substitute_fidelity"] for d in accuracy}
+    assert len(set(substitutes.values())) > 1, "one query log for all would give one substitute"
+
+
+def test_what_a_fault_cannot_change_it_does_not(smoke):
+    rows = smoke.rows("glyphs")
+    audited = {p: report._audited(rows, p, "knockoff")[0] for p in PROTOCOLS}
+    assert audited["scores raw queries"]["auroc"] == audited["fixed"]["auroc"], (
+        "Knockoff's images are 8-bit as they are"
+    )
+    assert audited["interpolated ROC"]["auroc"] == audited["fixed"]["auroc"]
+    unclipped = {p: report._audited(rows, p, "jbda, unclipped")[0]["auroc"] for p in ("fixed", "scores raw queries")}
+    assert unclipped["scores raw queries"] != unclipped["fixed"]
+
+
+def test_costs_are_parts_of_a_whole(smoke):
+    costs = {r["detector"]: r for r in smoke.rows("glyphs") if "victim_seconds" in r}
+    assert costs["outlier_exposure"]["parameters"] == 0 and costs["edm"]["parameters"] > 0
+    assert costs["same"]["parameters"] == costs["same"]["mae_parameters"] + costs["same"]["auxiliary_parameters"]
+    assert costs["same, shared trunk"]["auxiliary_parameters"] < costs["same"]["auxiliary_parameters"]
+    assert all(cost["victim_seconds"] > 0 for cost in costs.values())
+    stems = {r["detector"] for r in smoke.rows("shapes") if "victim_seconds" in r}
+    assert {"victim, resnet18", "victim, resnet18-imagenet"} < stems
+
+
+def test_figures_come_from_rows_alone(smoke, monkeypatch):
+    rows = smoke.rows("glyphs")
+    for module in ("torch", "samelib.experiments.measure", "samelib.data.real"):
+        monkeypatch.setitem(sys.modules, module, None)  # nothing may be computed or loaded
+    for draw in (figures.figure1, figures.figure5, figures.figure6, figures.figure7, figures.alpha_figure):
+        figure = draw(rows)
+        assert all(axis.get_xlabel() or axis.get_ylabel() for axis in figure.axes)
+        figures.plt.close(figure)
+
+
+def test_a_dry_run_measures_nothing(smoke, capsys):
+    smoke.reproduce("table1", "--data", "glyphs", "--dry-run")
+    assert "0 to measure" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["table9"], "unknown table or figure 'table9'"),
+        (["table1", "--data", "letters"], "unknown group 'letters'"),
+        (["table1", "--tier", "huge"], "unknown tier 'huge'"),
+        (["table1", "--data", "shapes"], "for shapes take table2"),
+    ],
+)
+def test_bad_input_is_one_line(words, message, tmp_path):
+    with pytest.raises(SystemExit, match=f"samelib: .*{message}"):
+        cli.main(["reproduce", *words, "--results", str(tmp_path)])
