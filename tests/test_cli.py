@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samelib import cli
+from samelib import cli, commands
 from samelib.detectors.same import SameDetector
 from samelib.models.classifiers import Victim
 
@@ -117,7 +117,7 @@ def test_attack_a_saved_victim_behind_its_detector_then_the_copy(detector, tmp_p
 def test_an_interrupted_attack_keeps_what_was_answered(tmp_path, capsys, monkeypatch, detector):
     folder = detector.save(tmp_path / "detector")
 
-    monkeypatch.setattr(cli.QueryGateway, "query", stop_after(2, cli.QueryGateway.query))
+    monkeypatch.setattr(commands.QueryGateway, "query", stop_after(2, commands.QueryGateway.query))
     with pytest.raises(SystemExit, match="stopped"):
         run("attack", "noise", tmp_path / "loot", "--tier", "smoke", "--budget", "900", "--victim", folder)
     with np.load(tmp_path / "loot" / "queries.npz") as log:

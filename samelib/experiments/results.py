@@ -92,11 +92,12 @@ def code_version() -> str:
     here = Path(samelib.__file__).parent
     files = [*here.glob("*.py"), *(p for f in _MEASURING for p in (here / f).glob("*.py"))]
     files += [here / "experiments" / f"{name}.py" for name in ("config", "run", "cells", "bench", "measure")]
-    decisive = sorted(p for p in files if p.stem not in ("__init__", "artifacts", "cli", "plots", "environment"))
+    decisive = sorted(p for p in files if p.stem not in _INDIFFERENT)
     text = json.dumps([[p.relative_to(here).as_posix(), _skeleton(ast.parse(p.read_bytes()))] for p in decisive])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+_INDIFFERENT = ("__init__", "artifacts", "cli", "commands", "plots", "environment")
 _MEASURING = ("attacks", "data", "detectors", "models")
 
 
