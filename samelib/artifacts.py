@@ -11,13 +11,13 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch.distributed as dist
 from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from samelib.distributed import by_first, process_group
 
 FORMAT = 1
 WEIGHTS, CARD = "weights.safetensors", "card.json"
@@ -108,30 +108,6 @@ def load_folder(folder: Path) -> tuple[dict[str, Tensor], dict]:
 def cache_root() -> Path:
     """`SAMELIB_CACHE`, or ~/.cache/samelib/models."""
     return Path(os.environ.get("SAMELIB_CACHE") or Path.home() / ".cache" / "samelib" / "models")
-
-
-def process_group() -> tuple[int, int]:
-    """(rank of this process, number of processes) under torchrun; (0, 1) for a process on its own."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def by_first(work: Callable[[], Any]) -> Any:
-    """Does `work` in process 0 alone; every process of the group calls this, and gets what it returned or raised."""
-    rank, processes = process_group()
-    if processes == 1:
-        return work()
-    outcome = [None, None]
-    if rank == 0:
-        try:
-            outcome[0] = work()
-        except Exception as error:  # the others wait for the outcome, whatever it is
-            outcome[1] = error
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
 
 
 class ArtifactStore:

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from samelib.artifacts import by_first, process_group
 from samelib.data.image_set import ImageSet, to_float
+from samelib.distributed import by_first, process_group
 from samelib.models.mae import MaskedAutoencoder, mae_loss
 
 
@@ -127,12 +127,10 @@ def train(
         raise ValueError(f"{label}: there is nothing to train on")
     optimiser = make_optimiser(model, settings)
     history = _resume(model, optimiser, checkpoint)
-    first = process_group()[0] == 0
     steps = max(1, count // settings.batch)
-    saved = time.monotonic()
-    done, total = len(history) * steps, settings.epochs * steps
-    how = {"unit": "step", "leave": False, "mininterval": 0.5, "disable": not first}
-    with tqdm(desc=label, initial=done, total=total, **how) as bar:
+    first, saved = process_group()[0] == 0, time.monotonic()
+    how = {"initial": len(history) * steps, "total": settings.epochs * steps, "disable": not first}
+    with tqdm(desc=label, unit="step", leave=False, mininterval=0.5, **how) as bar:
         for epoch in range(len(history), settings.epochs):
             history.append(_epoch(model, loss, count, optimiser, settings, seed, epoch, bar))
             if not math.isfinite(history[-1]):

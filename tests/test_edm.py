@@ -151,6 +151,13 @@ def test_half_of_the_outliers_are_perturbed(group):
     assert (seen[5:] - x[5:]).abs().flatten(1).mean(1).min() > 0.02
 
 
+def test_members_that_are_sure_and_nearly_agree_do_not_tie():
+    """1 - cos of the first pair is about 1e-18: in 64 bits it would be 0, like that of the second."""
+    pair = torch.tensor([[[1.0, 1e-9, 0]], [[1.0, 0, 1e-9]]])
+    assert consensus(pair)["mean cosine"].item() == pytest.approx(1e-18, rel=1e-6)
+    assert consensus(pair[[0, 0]])["mean cosine"].item() == 0
+
+
 def test_the_score_is_the_chosen_consensus(edm, group):
     x = group.proxy.pixels()
     scores = edm.consensus_scores(x)

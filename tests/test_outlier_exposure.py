@@ -53,13 +53,14 @@ def test_the_weight_is_what_does_it(exposed, group, store):
     assert largest[0] < largest[1] - 0.2
 
 
-def test_the_score_is_minus_the_largest_probability_of_its_own_victim(exposed, group):
+def test_the_score_is_what_its_own_victim_leaves_to_the_other_classes(exposed, group):
     x = group.proxy.pixels()
     answers = exposed.victim(x)
-    assert torch.equal(exposed.score(x), -answers.max(1).values)
+    assert torch.allclose(exposed.score(x), 1 - answers.max(1).values, atol=1e-6)
+    assert exposed.score(x[:2], torch.tensor([[1.0, 1e-9, 2e-9], [1.0, 0, 0]])).tolist() == pytest.approx([3e-9, 0])
     assert torch.equal(exposed.score(x, answers), exposed.score(x))
     assert torch.equal(exposed.score(group.proxy.images), exposed.score(x))
-    assert torch.equal(exposed.score(x, torch.full((200, 10), 0.1)), torch.full((200,), -0.1))
+    assert torch.allclose(exposed.score(x, torch.full((200, 10), 0.1)), torch.full((200,), 0.9))
     with pytest.raises(ValueError, match="200 images came with 150 answers"):
         exposed.score(x, answers[:150])
 

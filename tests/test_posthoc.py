@@ -56,7 +56,7 @@ def fitted(group, victim):
 def test_max_softmax_and_energy_by_hand(plane):
     x = points((0.6, -0.2), (0.2, 0.2), (0.0, 0.0))
     seen = ((x + 1) * 127.5).round() / 127.5 - 1  # the 8-bit grid
-    logits = 10 * seen[:, 0, 0]
+    logits = 10 * seen[:, 0, 0].double()
     assert torch.allclose(PostHoc("max-softmax").fit(*plane).score(x), -logits.softmax(1).max(1).values, atol=1e-5)
     assert torch.allclose(PostHoc("energy").fit(*plane).score(x), -logits.logsumexp(1), atol=1e-5)
 
@@ -89,14 +89,14 @@ def test_mahalanobis_by_hand(plane):
     gap = group.benign_test.pixels().flatten(1)[:, None, :2].double() - means
     expected = 0.5 * torch.einsum("ncd,de,nce->nc", gap, precision, gap).min(1).values
     found = PostHoc("mahalanobis").fit(group, victim).score(group.benign_test.images)
-    assert torch.allclose(found, expected.float(), rtol=1e-4)
+    assert torch.allclose(found, expected, rtol=1e-4)
     assert torch.get_default_dtype() == torch.float32
 
 
 def test_knn_by_hand(plane):
     group, victim = plane
     train, x = (nn.functional.normalize(s.pixels().flatten(1)[:, :2]) for s in (group.victim_train, group.benign_test))
-    expected = torch.cdist(x, train).sort(1).values[:, 49]
+    expected = torch.cdist(x, train).sort(1).values[:, 49].double()
     assert torch.allclose(PostHoc("knn").fit(group, victim).score(group.benign_test.images), expected, atol=1e-5)
 
 

@@ -33,11 +33,22 @@ def diversity_loss(probabilities: Tensor) -> Tensor:
     return pairwise_cosines(probabilities).logsumexp(0).mean()
 
 
+def pairwise_distances(probabilities: Tensor) -> Tensor:
+    """Cosine distance, 1 - cos, of each pair's predictions [N (N - 1) / 2, B], float64.
+
+    As half the squared distance of the directions: of two sure and nearly equal predictions 1 - cos would round to 0,
+    and most queries, benign or not, would tie there.
+    """
+    directions = F.normalize(probabilities.double(), dim=-1)
+    i, j = torch.triu_indices(len(directions), len(directions), 1, device=directions.device)
+    return (directions[i] - directions[j]).square().sum(-1) / 2
+
+
 def consensus(probabilities: Tensor) -> dict[str, Tensor]:
     """How little the members agree: predictions [N, B, K] -> three scores [B] (see `EDM`)."""
-    cosines = pairwise_cosines(probabilities)
+    distances = pairwise_distances(probabilities)
     votes = F.one_hot(probabilities.argmax(-1), probabilities.shape[-1]).float().mean(0)
-    scores = (1 - cosines.mean(0), 1 - cosines.amax(0), torch.special.entr(votes).sum(1))
+    scores = (distances.mean(0).float(), distances.amin(0).float(), torch.special.entr(votes).sum(1))
     return dict(zip(CONSENSUS, scores, strict=True))
 
 

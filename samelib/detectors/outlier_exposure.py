@@ -126,10 +126,11 @@ def check_outliers(group: Group) -> None:
 
 
 class OutlierExposure(ExposedDetector):
-    """Scores a query by the victim's largest probability, after teaching it to answer outliers uniformly.
+    """Scores a query by the victim's doubt, after teaching it to answer outliers uniformly.
 
-    Score: - max_k F(x)_k (paper, "Outlier Exposure"). The outliers are augmented like the rest, so that augmentation
-    does not give them away.
+    Score: 1 - max_k F(x)_k (paper, "Outlier Exposure"), as the sum of the other probabilities: sure answers, whose
+    largest one rounds to 1, do not tie then. The outliers are augmented like the rest, so that augmentation does not
+    give them away.
 
     Args:
         architecture: see `build_classifier`.
@@ -165,7 +166,7 @@ class OutlierExposure(ExposedDetector):
         return Victim.of(model, group.image_shape, group.classes, self.architecture)
 
     def score(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
-        """Images [N, C, H, W] -> scores [N] between -1 and -1/K.
+        """Images [N, C, H, W] -> scores [N] between 0 and 1 - 1/K.
 
         Args:
             answers: of this detector's own victim [N, K], where they are at hand.
@@ -178,4 +179,4 @@ class OutlierExposure(ExposedDetector):
         answers = self.victim(x) if answers is None else answers
         if len(answers) != len(x):
             raise ValueError(f"{len(x)} images came with {len(answers)} answers; give one answer for each image")
-        return -answers.max(1).values
+        return answers.sort(1).values[:, :-1].sum(1)

@@ -107,7 +107,9 @@ class PostHoc(Detector):
         return found.double().cpu()
 
     def score(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
-        """Images [N, C, H, W] -> scores [N], higher = more suspicious; the answers are not needed.
+        """Images [N, C, H, W] -> scores float64 [N], higher = more suspicious; the answers are not needed.
+
+        In 32 bits the largest probability of a sure answer is 1, and most queries would tie.
 
         Raises:
             NotFittedError: before `fit`.
@@ -118,4 +120,4 @@ class PostHoc(Detector):
         received = quantise(check_queries(x, self.victim.image_shape))
         predict = self._adapted.predict_features if self.method in ON_FEATURES else self._adapted.predict_logits
         scores = torch.cat([predict(self._outputs(part)) for part in received.split(BATCH)])
-        return scores.float().to(next(self.victim.model.parameters()).device)
+        return scores.to(next(self.victim.model.parameters()).device)

@@ -87,7 +87,7 @@ class Bench:
         budgets = s.budgets if once else (budget,)
         attack = make_attack(name, self.group, s, self.seed, **options)
         how = {k: _as_json(v) for k, v in vars(attack).items() if not isinstance(v, Tensor)}  # tensors are records
-        spec = {"kind": "queries", "attack": name, "how": how, "budgets": budgets, "code": code_version()}
+        spec = {"kind": "queries", "attack": name, "how": how, "budgets": budgets, "code": code_version(True)}
         spec |= {"victim": victim.fingerprint, "data": self.group.fingerprint}
         tensors, card = self.store.kept(spec, lambda _: self._attacked(attack, victim, label, budgets))
         return tensors["queries"][: budget if once else None], card["curve"][budgets.index(budget)]

@@ -18,10 +18,11 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from samelib.artifacts import ArtifactError, ArtifactStore, by_first, process_group
+from samelib.artifacts import ArtifactError, ArtifactStore
 from samelib.data.groups import load_group
 from samelib.data.real import DataError
 from samelib.detectors.same import SameDetector
+from samelib.distributed import by_first, process_group
 from samelib.experiments.config import TIERS, preset_for
 from samelib.training import best_device
 

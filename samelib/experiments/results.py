@@ -84,21 +84,25 @@ def _commit() -> str | None:
 
 
 @cache
-def code_version() -> str:
+def code_version(attacks_only: bool = False) -> str:
     """A digest of all code of samelib that decides a measured number: whatever its comments and docstrings say.
 
     Attacks, detectors, models, data, training and measures count; storage, tables, figures and the command line do not.
+
+    Args:
+        attacks_only: only what decides the queries of an attack on a given victim.
     """
     here = Path(samelib.__file__).parent
-    files = [*here.glob("*.py"), *(p for f in _MEASURING for p in (here / f).glob("*.py"))]
-    files += [here / "experiments" / f"{name}.py" for name in ("config", "run", "cells", "bench", "measure")]
+    folders = ("attacks", "data", "models") if attacks_only else ("attacks", "data", "detectors", "models")
+    modules = () if attacks_only else ("config", "run", "cells", "bench", "measure")
+    files = [*here.glob("*.py"), *(p for f in folders for p in (here / f).glob("*.py"))]
+    files += [here / "experiments" / f"{name}.py" for name in modules]
     decisive = sorted(p for p in files if p.stem not in _INDIFFERENT)
     text = json.dumps([[p.relative_to(here).as_posix(), _skeleton(ast.parse(p.read_bytes()))] for p in decisive])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-_INDIFFERENT = ("__init__", "artifacts", "cli", "commands", "plots", "environment")
-_MEASURING = ("attacks", "data", "detectors", "models")
+_INDIFFERENT = ("__init__", "artifacts", "cli", "commands", "environment", "plots")
 
 
 def _skeleton(node):
