@@ -24,8 +24,8 @@ from samelib.data.synthetic import glyphs
 from samelib.detectors.same import SameDetector
 from samelib.experiments.config import preset
 from samelib.experiments.results import append_rows, provenance
-from samelib.experiments.run import best_device
 from samelib.models.classifiers import Victim, build_classifier
+from samelib.training import best_device
 
 BLOCK = 2048
 SIDES = ("victim alone", "mask 0", "8 passes")

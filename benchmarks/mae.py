@@ -17,9 +17,8 @@ from reference_mae import ReferenceMAE
 from torch.utils.flop_counter import FlopCounterMode
 
 from samelib.experiments.results import append_rows, provenance
-from samelib.experiments.run import best_device
 from samelib.models.mae import MAESettings, MaskedAutoencoder, mae_loss
-from samelib.training import TrainSettings, autocast, make_optimiser
+from samelib.training import TrainSettings, autocast, best_device, make_optimiser
 
 SHAPES = {"ViT-Tiny (paper)": MAESettings(), "lecture tier": MAESettings(4, 96, 4, 3, 2, 3)}
 

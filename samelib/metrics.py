@@ -34,7 +34,8 @@ def fpr_at_tpr(benign: ArrayLike, malicious: ArrayLike, tpr: float = 0.95, inter
     """Share of benign queries flagged at the first threshold that catches at least `tpr` of the malicious ones.
 
     Only thresholds that exist count (a step ROC). `interpolate=True` draws straight lines between them, as the
-    authors' code does: where scores tie it reports an operating point that no threshold reaches.
+    authors' code does: where scores tie it reports an operating point that no threshold reaches, and where a threshold
+    catches exactly `tpr` it takes the far end of that step.
     """
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr must be in (0, 1], got {tpr}")

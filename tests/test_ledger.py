@@ -109,7 +109,9 @@ def test_a_claim_holds_or_does_not(rows, monkeypatch):
     assert list(claim.holds(large)) == [True]
     worse = [r | ({"auroc": 0.5} if r["detector"] == "same" else {}) for r in large]
     assert list(claim.holds(worse)) == [False]
-    assert list(claim.holds(rows)) == [False], "without rows of that budget no comparison holds"
+    with pytest.raises(claims.NotMeasured):
+        list(claim.holds(rows))  # they are of the other budget
+    assert ledger._claim(claim, rows).verdict == OPEN and ledger._claim(claim, worse).verdict == NOT
 
 
 def test_a_claim_of_most_cases_needs_more_than_half(rows):

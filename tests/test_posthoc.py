@@ -113,7 +113,7 @@ def test_labels_with_gaps_will_do(plane):
 def test_a_score_does_not_depend_on_its_batch(fitted, group, method):
     x = group.benign_test.pixels().repeat(2, 1, 1, 1)
     whole, tolerance = fitted[method].score(x), 1e-4 * float(fitted[method].score(x).std())
-    assert whole.shape == (300,) and whole.dtype == torch.float32 and not whole.requires_grad
+    assert whole.shape == (300,) and whole.dtype == torch.float64 and not whole.requires_grad
     assert torch.allclose(torch.cat([fitted[method].score(i) for i in x[:20].split(1)]), whole[:20], atol=tolerance)
     assert torch.allclose(fitted[method].score(x.flip(0)).flip(0), whole, atol=tolerance)
     assert torch.equal(fitted[method].score(x, torch.full((300, 10), 0.1)), whole)

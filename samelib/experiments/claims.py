@@ -12,6 +12,10 @@ LITTLE = 0.02  # two points: what counts as no difference
 Held = Iterator[bool]
 
 
+class NotMeasured(LookupError):
+    """A claim cannot be judged: rows are missing."""
+
+
 class Claim(NamedTuple):
     """A claim of the paper's text.
 
@@ -20,7 +24,7 @@ class Claim(NamedTuple):
         what: the claim, in our words.
         group: the data it is judged on.
         chapter: the notebook with the evidence.
-        holds: rows -> the comparisons it is made of; none of them where no rows are there; None: cannot be judged yet.
+        holds: rows -> the comparisons it is made of (NotMeasured where rows are missing); None: no row could judge it.
         most: the claim speaks of most cases: more than half of the comparisons must hold, not all.
     """
 
@@ -33,8 +37,14 @@ class Claim(NamedTuple):
 
 
 def mean(rows: Rows, metric: str = "auroc") -> float:
-    """Over seeds; NaN (with which no comparison holds) where there is no row."""
-    return float(np.mean([r[metric] for r in rows])) if rows else np.nan
+    """Over seeds.
+
+    Raises:
+        NotMeasured: there are no rows.
+    """
+    if not rows:
+        raise NotMeasured(metric)
+    return float(np.mean([r[metric] for r in rows]))
 
 
 def _better_than_baselines(metric: str, sign: int = 1, attacks=("knockoff", "jbda")) -> Callable[[Rows], Held]:
@@ -96,12 +106,14 @@ def _same_near_same_x(rows: Rows) -> Held:
 
 def _ratios(rows: Rows, metric: str) -> list[float]:
     ratios = sorted({r["ratio"] for r in rows if r.get("ratio")})
+    if not ratios:
+        raise NotMeasured("ratio")
     return [mean(pick(rows, detector=SAME, attack="knockoff", ratio=ratio), metric) for ratio in ratios]
 
 
 def _auroc_does_not_follow_the_ratio(rows: Rows) -> Held:
     found = _ratios(rows, "auroc")
-    yield max(found, default=np.nan) - min(found, default=np.nan) <= LITTLE
+    yield max(found) - min(found) <= LITTLE
 
 
 def _aupr_follows_the_ratio(rows: Rows) -> Held:
@@ -111,11 +123,8 @@ def _aupr_follows_the_ratio(rows: Rows) -> Held:
 
 def _gap(rows: Rows, attack: str, scoring: str, epoch: int) -> float:
     """How much worse than benign queries an attack's are reconstructed, relative to them."""
-    curves = {
-        k: [r["errors"][epoch] for r in pick(rows, attack=k, scoring=scoring) if "errors" in r]
-        for k in (attack, "benign")
-    }
-    return float(np.mean(curves[attack]) / np.mean(curves["benign"])) if curves[attack] else np.nan
+    curves = [r | {"error": r["errors"][epoch]} for r in pick(rows, scoring=scoring) if "errors" in r]
+    return mean(pick(curves, attack=attack), "error") / mean(pick(curves, attack="benign"), "error")
 
 
 def _gaps_widen(rows: Rows) -> Held:
@@ -131,6 +140,8 @@ def _jbda_stays_near_benign(rows: Rows) -> Held:
 
 def _wider_is_better(rows: Rows) -> Held:
     names, budget = width_names(rows), budgets_of(rows)[-1]
+    if len(names) < 2:
+        raise NotMeasured("width")
     for attack in HEADLINES[:2]:
         found = [mean(detected(rows, name, attack, budget, alpha=1.0)) for name in names]
         yield found[-1] > found[0]

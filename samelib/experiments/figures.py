@@ -81,11 +81,10 @@ def grouped_bars(axis: Axes, groups: dict[str, str], series: dict[str, Callable[
         means, halves = zip(*(mean_interval([100 * v for v in values(g)] or [np.nan]) for g in groups), strict=True)
         place = np.arange(len(groups)) + (i - (len(series) - 1) / 2) * width
         style = {"color": COLOURS[i], "hatch": HATCHES[i], "edgecolor": "white", "alpha": 0.85}
-        axis.bar(place, means, width * 0.92, yerr=np.nan_to_num(halves), capsize=2, label=name, **style)
+        axis.bar(place, means, width * 0.92, yerr=halves, capsize=2, label=name, **style)
     axis.axhline(50, color="black", linewidth=0.8, linestyle=":")
     axis.set_xticks(np.arange(len(groups)), list(groups.values()))
     axis.set(ylabel="AUROC (%)", ylim=(0, 105))
-    axis.legend(ncols=len(series), loc="upper center", bbox_to_anchor=(0.5, 1.16))
     axis.grid(axis="x", visible=False)
 
 
@@ -106,7 +105,7 @@ def figure4(rows: Rows) -> Figure:
     grouped_bars(axis, {"benign": "benign"} | SHORT, everything)
     axis.set(ylabel="queries answered (%)")
     axis.lines[0].remove()  # chance means nothing here
-    return figure
+    return _with_legend(figure)
 
 
 def figure5(rows: Rows) -> Figure:
@@ -121,7 +120,7 @@ def figure5(rows: Rows) -> Figure:
         grouped_bars(axis, SHORT, {name: values(alpha) for name, alpha in VARIANTS.items()})
         scoring = {r["scoring"] for r in rows if r["detector"] == detector and "scoring" in r and "alpha" in r}
         axis.set_xlabel(", ".join(sorted(scoring)))
-    return figure
+    return _with_legend(figure)
 
 
 def detectors_figure(rows: Rows, detectors: tuple[str, ...] = ("outlier_exposure", "edm", SAME, SAME_MASK_0)) -> Figure:
@@ -135,8 +134,15 @@ def detectors_figure(rows: Rows, detectors: tuple[str, ...] = ("outlier_exposure
 
         grouped_bars(axis, SHORT, {NAMES.get(d, d): values(d) for d in detectors})
         axis.set_xlabel(f"{budget:,} queries")
-        axis.get_legend().remove()
-    figure.legend(*axes[0].get_legend_handles_labels(), ncols=len(detectors), loc="outside upper center")
+    return _with_legend(figure)
+
+
+def _with_legend(figure: Figure) -> Figure:
+    """One legend above all panels, and one label for the axis that they share."""
+    names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*names, ncols=len(names[1]), loc="outside upper center")
+    for axis in figure.axes:
+        axis.label_outer()
     return figure
 
 
@@ -175,7 +181,7 @@ def figure7(rows: Rows) -> Figure:
             _band(axis, [widths[n] for n in names], values, SHORT[label].replace("\n", " "), number)
     axis.set_xscale("log", base=2)
     axis.set_xticks(list(widths.values()), [str(w) for w in widths.values()])
-    axis.set(xlabel="embedding size", ylabel="AUROC of SAME-X (%)")
+    axis.set(xlabel="embedding size", ylabel="AUROC of SAME-X (%)", ylim=(0, 105))
     axis.legend()
     return figure
 
@@ -190,7 +196,7 @@ def alpha_figure(rows: Rows) -> Figure:
             points = [[100 * r["auroc"] for r in detected(rows, detector, label, budget, a)] for a in alphas]
             if all(points):
                 _band(axis, alphas, list(zip(*points, strict=True)), SHORT[label].replace("\n", " "), number)
-        axis.set(title=title, xlabel="alpha, weight of the reconstruction error", ylabel="AUROC (%)")
+        axis.set(title=title, xlabel="alpha, weight of the reconstruction error", ylabel="AUROC (%)", ylim=(0, 105))
         axis.axhline(50, color="black", linewidth=0.8, linestyle=":")
     axes[1].legend()
     return figure

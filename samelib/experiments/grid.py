@@ -84,8 +84,10 @@ def plan(cells: Sequence[Cell], path: Path) -> str:
 
 def _minutes(seconds: list[float | None]) -> str:
     known = [s for s in seconds if s is not None]
-    unknown = f", {len(seconds) - len(known)} cells never measured before" if len(known) < len(seconds) else ""
-    return f"about {sum(known) / 60:6.1f} min{unknown}"
+    new = f"{len(seconds) - len(known)} cells never measured before"
+    if not known:
+        return new
+    return f"about {sum(known) / 60:6.1f} min" + (f", {new}" if len(known) < len(seconds) else "")
 
 
 def run(

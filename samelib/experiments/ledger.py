@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from samelib.experiments.cells import NEAREST_JBDA, SAME
-from samelib.experiments.claims import CLAIMS, Claim, mean
+from samelib.experiments.claims import CLAIMS, Claim, NotMeasured, mean
 from samelib.experiments.report import METRICS, NAMES, TABLES, Rows, detected, grid_rows, markdown, pick, spread
 from samelib.experiments.results import reported
 
@@ -132,7 +132,10 @@ def _ratios(group: str, rows: Rows) -> Iterator[Entry]:
 
 
 def _claim(claim: Claim, rows: Rows) -> Entry:
-    held = list(claim.holds(rows)) if rows and claim.holds else []
+    try:
+        held = list(claim.holds(rows)) if rows and claim.holds else []
+    except NotMeasured:
+        held = []
     needed = len(held) // 2 + 1 if claim.most else len(held)
     how = OPEN if not held else REPRODUCED if sum(held) >= needed else NOT
     ours = f"{sum(held)} of {len(held)} comparisons hold" if held else "–"

@@ -97,18 +97,25 @@ def budgets_of(rows: Rows) -> tuple[int, int]:
 
 def detection_table(rows: Rows) -> str:
     """The paper's Table 1 or 2: AUROC, AUPR and FPR95 in percent, each beside the paper's."""
-    lines, table = [], TABLES.get(rows[0]["group"]) if rows else None
+    lines, metrics = [], ("auroc", "aupr", "fpr95")
+    table = reported(TABLES[rows[0]["group"]]) if rows[0]["group"] in TABLES else []
     for budget in budgets_of(rows):
         for attack in LABELS:
             for detector in (*BASELINES, SAME, SAME_MASK_0):
                 found = detected(rows, detector, attack, budget)
-                paper = reported(table, method=detector, attack=attack, budget=budget) if table else []
-                figures = [(spread(r[m] for r in found), f"{paper[0][m]:.1f}" if paper else "") for m in _THREE]
-                lines.append([f"{budget:,}", attack, NAMES[detector], *(cell for pair in figures for cell in pair)])
-    return markdown(["budget", "attack", "detector", *(w for m in _THREE for w in (METRICS[m], "paper"))], lines, 3)
+                paper = pick(table, method=detector, attack=attack, budget=budget)
+                lines.append([f"{budget:,}", attack, NAMES[detector], *_beside(found, paper, metrics, table)])
+    return markdown(["budget", "attack", "detector", *_headings(metrics, table)], lines, 3)
 
 
-_THREE = ("auroc", "aupr", "fpr95")
+def _beside(found: Rows, paper: Rows, metrics: Iterable[str], table: Rows) -> list[str]:
+    """Our figures, each followed by the paper's where the paper has a table of this group."""
+    pairs = [(spread(r[m] for r in found), f"{paper[0][m]:.1f}" if paper else "") for m in metrics]
+    return [text for pair in pairs for text in (pair if table else pair[:1])]
+
+
+def _headings(metrics: Iterable[str], table: Rows) -> list[str]:
+    return [word for m in metrics for word in (METRICS[m], *(["paper"] if table else []))]
 
 
 def cost_table(rows: Rows) -> str:
@@ -131,14 +138,13 @@ def cost_table(rows: Rows) -> str:
 
 def ratio_table(rows: Rows, attacks: Sequence[str] = ("knockoff",)) -> str:
     """The paper's Table 4: SAME where a share of the queries is malicious."""
-    lines, group = [], rows[0]["group"] if rows else ""
+    lines, table = [], reported("table4", group=rows[0]["group"])
     for attack in attacks:
         for ratio in sorted({r["ratio"] for r in rows if r.get("ratio")}):
             found = pick(rows, detector=SAME, attack=attack, ratio=ratio)
-            paper = reported("table4", group=group, malicious_ratio=ratio)
-            figures = [(spread(r[m] for r in found), f"{paper[0][m]:.1f}" if paper else "") for m in METRICS]
-            lines.append([attack, f"{ratio:.2f}", *(cell for pair in figures for cell in pair)])
-    return markdown(["attack", "malicious", *(w for name in METRICS.values() for w in (name, "paper"))], lines)
+            paper = pick(table, malicious_ratio=ratio)
+            lines.append([attack, f"{ratio:.2f}", *_beside(found, paper, METRICS, table)])
+    return markdown(["attack", "malicious", *_headings(METRICS, table)], lines)
 
 
 def detectors_table(rows: Rows, detectors: Sequence[str], **more) -> str:
@@ -235,6 +241,7 @@ def accounts_table(rows: Rows) -> str:
     for attack in (*(a for a in HEADLINES), "benign"):
         for accounts in sorted({r["accounts"] for r in rows if "accounts" in r}):
             found = pick(rows, detector="prada", attack=attack, accounts=accounts)
+            found = list({r["seed"]: r for r in found}.values())  # every attack's cell has the honest users again
             alarms = [r["alarm_at"] for r in found if r["alarm_at"]]
             first = f"{mean_interval(alarms)[0]:,.0f}" if alarms else "–"
             shares = [spread(r[k] for r in found) for k in ("alarmed", "after_alarm")]
