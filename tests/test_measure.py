@@ -91,3 +91,20 @@ def test_each_fault_is_one_change_of_the_settings(bench):
             assert len(different) == 1 and changed.alpha == sound.alpha
     everything = PROTOCOLS["author_code"](sound)
     assert everything.alpha == 0.99 and everything.scale == "raw" and everything.protocol.deviation == "kl"
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_cifar10_goes_through_the_same_code(real_data, tmp_path):
+    """Real colour pictures, ResNet-18 with both stems, and a detector of each kind."""
+    from samelib.experiments.cells import Cell, cells_of
+
+    cells = [Cell("cifar10", "smoke", 0, detector, "fixed", "cost", 0) for detector in ("same", "edm")]
+    cells += [c for c in cells_of("cifar10", "smoke", [0], ["table3"]) if c.detector.startswith("victim")]
+    cells += [Cell("cifar10", "smoke", 0, "same", "fixed", "knockoff", 250)]
+    found = {cell.detector + cell.attack: measure.measure(cell, tmp_path) for cell in cells}
+    stems = [found[f"victim, resnet18{stem}cost"]["measured"][0] for stem in ("", "-imagenet")]
+    assert stems[0]["victim_seconds"] > stems[1]["victim_seconds"], "the stem without stride has more to compute"
+    assert all(0.1 <= cost["victim_accuracy"] <= 1 for cost in stems)
+    assert found["edmcost"]["measured"][0]["parameters"] > 40_000_000, "five ResNets instead of one"
+    assert {r["alpha"] for r in found["sameknockoff"]["measured"]} == set(measure.ALPHAS)
