@@ -187,6 +187,18 @@ def test_unknown_workers_are_refused(cells, tmp_path):
         grid.run(cells, tmp_path / "glyphs.jsonl", "slurm")
 
 
+def test_an_installed_samelib_begins_with_the_published_rows(cells, tmp_path, monkeypatch):
+    (tmp_path / "published").mkdir()
+    append_rows(tmp_path / "published" / "glyphs.jsonl", [row(cell) for cell in cells])
+    monkeypatch.setattr(grid, "repository_results", lambda: None)
+    monkeypatch.setattr(grid, "results_folder", lambda: tmp_path / "published")
+    monkeypatch.chdir(tmp_path)
+    path = grid.result_path("glyphs")
+    assert path == Path("results/glyphs.jsonl") and grid.run(cells, path, measure=None) == 0
+    assert grid.result_path("shapes") == Path("results/shapes.jsonl"), "nothing published: it begins empty"
+    assert grid.result_path("glyphs", "elsewhere") == Path("elsewhere/glyphs.jsonl")
+
+
 # The plan
 
 

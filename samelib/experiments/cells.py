@@ -66,7 +66,7 @@ def _fault(**switch) -> Callable[[SameSettings], SameSettings]:
     return lambda same: replace(same, protocol=replace(FIXED, **switch))
 
 
-# Each fault of the released code alone (algorithms: chapter 9), as a change of the settings of SAME at mask 0. The last
+# Each fault of the released code alone, as a change of the settings of SAME at mask 0; chapter 9 explains them. The last
 # one is in how its figures are computed.
 FAULTS: dict[str, Callable[[SameSettings], SameSettings]] = {
     "trained on labels": _fault(auxiliary_target=AUTHOR_CODE.auxiliary_target),

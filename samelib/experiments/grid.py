@@ -20,8 +20,14 @@ class CellError(RuntimeError):
 
 
 def result_path(group: str, folder: Path | str | None = None) -> Path:
-    """results/GROUP.jsonl, of the checkout where there is one."""
-    return Path(folder or repository_results() or "results") / f"{group}.jsonl"
+    """FOLDER/GROUP.jsonl; without a folder that of the checkout, or else results/ here, begun with the published rows."""
+    if folder or repository_results():
+        return Path(folder or repository_results()) / f"{group}.jsonl"
+    path, published = Path("results") / f"{group}.jsonl", results_folder() / f"{group}.jsonl"
+    if published.is_file() and not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(published.read_bytes())
+    return path
 
 
 def missing(cells: Sequence[Cell], path: Path) -> list[Cell]:

@@ -214,7 +214,18 @@ def _origins() -> str:
             lines.append([group, f"{cells:,}", f"{hours:.1f} h", *(", ".join(k) for k in kinds), rows[0]["data"][:12]])
         else:
             lines.append([group, "0", "–", *["–"] * 7])
-    header = ["group", "cells", "sum of their time", "tier", "seeds", "commit", "code", "torch", "device", "data"]
+    header = [
+        "group",
+        "cells",
+        "sum of their time without cached models",
+        "tier",
+        "seeds",
+        "commit",
+        "code",
+        "torch",
+        "device",
+        "data",
+    ]
     return markdown(header, lines)
 
 
