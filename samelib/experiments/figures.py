@@ -105,7 +105,7 @@ def figure4(rows: Rows) -> Figure:
     grouped_bars(axis, {"benign": "benign"} | SHORT, everything)
     axis.set(ylabel="queries answered (%)")
     axis.lines[0].remove()  # chance means nothing here
-    return _with_legend(figure)
+    return legend_above(figure)
 
 
 def figure5(rows: Rows) -> Figure:
@@ -120,7 +120,7 @@ def figure5(rows: Rows) -> Figure:
         grouped_bars(axis, SHORT, {name: values(alpha) for name, alpha in VARIANTS.items()})
         scoring = {r["scoring"] for r in rows if r["detector"] == detector and "scoring" in r and "alpha" in r}
         axis.set_xlabel(", ".join(sorted(scoring)))
-    return _with_legend(figure)
+    return legend_above(figure)
 
 
 def detectors_figure(rows: Rows, detectors: tuple[str, ...] = ("outlier_exposure", "edm", SAME, SAME_MASK_0)) -> Figure:
@@ -134,10 +134,10 @@ def detectors_figure(rows: Rows, detectors: tuple[str, ...] = ("outlier_exposure
 
         grouped_bars(axis, SHORT, {NAMES.get(d, d): values(d) for d in detectors})
         axis.set_xlabel(f"{budget:,} queries")
-    return _with_legend(figure)
+    return legend_above(figure)
 
 
-def _with_legend(figure: Figure) -> Figure:
+def legend_above(figure: Figure) -> Figure:
     """One legend above all panels, and one label for the axis that they share."""
     names = figure.axes[0].get_legend_handles_labels()
     figure.legend(*names, ncols=len(names[1]), loc="outside upper center")
