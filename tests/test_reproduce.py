@@ -94,7 +94,7 @@ def test_the_measures_are_shares(smoke):
 
 
 def test_defences_are_attacked_through_their_own_victims(smoke):
-    rows = smoke.rows("glyphs")
+    rows = [r for r in smoke.rows("glyphs") if "auroc" in r]
     accuracy = {
         d: {r["victim_accuracy"] for r in rows if r["detector"] == d} for d in ("same", "outlier_exposure", "edm")
     }
