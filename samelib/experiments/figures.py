@@ -198,8 +198,7 @@ def alpha_figure(rows: Rows) -> Figure:
                 _band(axis, alphas, list(zip(*points, strict=True)), SHORT[label].replace("\n", " "), number)
         axis.set(title=title, xlabel="alpha, weight of the reconstruction error", ylabel="AUROC (%)", ylim=(0, 105))
         axis.axhline(50, color="black", linewidth=0.8, linestyle=":")
-    axes[1].legend()
-    return figure
+    return legend_above(figure)
 
 
 # The figures of each target of `samelib reproduce`.
