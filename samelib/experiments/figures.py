@@ -74,15 +74,21 @@ def figure2(rows: Rows, detector: str = SAME_MASK_0, attack: str = LABELS[2]) ->
     return _pair((alone, "JBDA, reconstruction error alone"), (both, "JBDA, with the auxiliary model"))
 
 
-def grouped_bars(axis: Axes, groups: dict[str, str], series: dict[str, Callable[[str], list[float]]]) -> None:
-    """AUROC in percent, with 95 % intervals over seeds: for each group of bars (key: name), one bar of each series."""
+def grouped_bars(
+    axis: Axes, groups: dict[str, str], series: dict[str, Callable[[str], list[float]]], chance: float | None = 50
+) -> None:
+    """AUROC in percent, with 95 % intervals over seeds: for each group of bars (key: name), one bar of each series.
+
+    `chance` is where a dotted line stands; None for none.
+    """
     width = 0.8 / len(series)
     for i, (name, values) in enumerate(series.items()):
         means, halves = zip(*(mean_interval([100 * v for v in values(g)] or [np.nan]) for g in groups), strict=True)
         place = np.arange(len(groups)) + (i - (len(series) - 1) / 2) * width
         style = {"color": COLOURS[i], "hatch": HATCHES[i], "edgecolor": "white", "alpha": 0.85}
         axis.bar(place, means, width * 0.92, yerr=halves, capsize=2, label=name, **style)
-    axis.axhline(50, color="black", linewidth=0.8, linestyle=":")
+    if chance is not None:
+        axis.axhline(chance, color="black", linewidth=0.8, linestyle=":")
     axis.set_xticks(np.arange(len(groups)), list(groups.values()))
     axis.set(ylabel="AUROC (%)", ylim=(0, 105))
     axis.grid(axis="x", visible=False)
@@ -102,9 +108,8 @@ def figure4(rows: Rows) -> Figure:
 
     everything = {"no defence": lambda kind: [1.0], "refused at 1 %": answered("1%"), "refused at 5 %": answered("5%")}
     axis = figure.subplots()
-    grouped_bars(axis, {"benign": "benign"} | SHORT, everything)
+    grouped_bars(axis, {"benign": "benign"} | SHORT, everything, chance=None)
     axis.set(ylabel="queries answered (%)")
-    axis.lines[0].remove()  # chance means nothing here
     return legend_above(figure)
 
 
@@ -146,25 +151,26 @@ def legend_above(figure: Figure) -> Figure:
     return figure
 
 
-def _band(axis: Axes, x: list[float], seeds: list[list[float]], name: str, number: int) -> None:
-    """The mean over seeds, and its 95 % interval as a band."""
-    means, halves = zip(*(mean_interval(point) for point in zip(*seeds, strict=True)), strict=True)
-    means, halves = np.array(means), np.nan_to_num(halves)
+def _band(axis: Axes, x: list[float], seeds: list[list[float]], name: str, number: int, log: bool = False) -> None:
+    """The mean over seeds, and its 95 % interval as a band; with `log`, of the logarithms."""
+    points = np.log(seeds) if log else np.array(seeds)
+    means, halves = np.transpose([mean_interval(point) for point in points.T])
+    low, high = means - np.nan_to_num(halves), means + np.nan_to_num(halves)
+    low, means, high = (np.exp(values) if log else values for values in (low, means, high))
     axis.plot(x, means, color=COLOURS[number], linestyle=LINES[number], label=name)
-    axis.fill_between(x, means - halves, means + halves, color=COLOURS[number], alpha=0.15)
+    axis.fill_between(x, low, high, color=COLOURS[number], alpha=0.15)
 
 
 def figure6(rows: Rows) -> Figure:
     """Reconstruction error of benign and malicious queries over the autoencoder's epochs."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     for axis, scoring, title in zip(axes, ("mask 0", "passes"), ("mask 0", "masked passes"), strict=True):
         for number, (kind, name) in enumerate(KINDS.items()):
             found = [r for r in pick(rows, scoring=scoring, attack=kind) if "errors" in r]
             if found:
-                _band(axis, found[0]["epochs"], [r["errors"] for r in found], name, number)
+                _band(axis, found[0]["epochs"], [r["errors"] for r in found], name, number, log=True)
         axis.set(title=title, xlabel="epoch of the autoencoder", ylabel="mean reconstruction error", yscale="log")
-        axis.legend()
-    return figure
+    return legend_above(figure)
 
 
 def figure7(rows: Rows) -> Figure:
