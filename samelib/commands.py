@@ -16,7 +16,7 @@ from samelib.data.image_set import OutOfRangeWarning
 from samelib.data.real import from_npz, list_images, read_image
 from samelib.detectors.same import SameDetector
 from samelib.experiments import grid
-from samelib.experiments.cells import TARGETS, cells_of
+from samelib.experiments.cells import TARGETS, cells_of, own_table
 from samelib.experiments.config import Preset, preset
 from samelib.experiments.figures import draw
 from samelib.experiments.report import grid_rows
@@ -170,7 +170,8 @@ def reproduce(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.output) / f"{arguments.data}-{arguments.tier}"
     folder.mkdir(parents=True, exist_ok=True)
     use_style()
-    for target in TARGETS if "all" in targets else targets:
+    everything = [name for name in TARGETS if name not in {"table1", "table2"} - {own_table(arguments.data)}]
+    for target in everything if "all" in targets else targets:
         for file in draw(target, rows, folder):
             print(f"{target}: {file}")
 

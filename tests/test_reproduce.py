@@ -67,6 +67,7 @@ def test_every_target_is_drawn(smoke):
                 colours = picture.convert("RGB").getcolors(2**24)
             assert len(colours) > 50, "an empty figure"
         assert target in TARGET_TABLES or target in TARGET_FIGURES
+    assert not (smoke.output / "glyphs-smoke" / "table2.md").exists(), "that is a table of colour pictures"
 
 
 def test_tables_have_no_gaps(smoke):
