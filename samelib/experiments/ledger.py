@@ -7,16 +7,26 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from samelib.experiments.cells import NEAREST_JBDA, SAME
+from samelib.experiments.cells import SAME
 from samelib.experiments.claims import CLAIMS, Claim, NotMeasured, mean
-from samelib.experiments.report import METRICS, NAMES, TABLES, Rows, detected, grid_rows, markdown, pick, spread
+from samelib.experiments.report import (
+    METRICS,
+    NAMES,
+    OTHER_READING,
+    TABLES,
+    Rows,
+    detected,
+    grid_rows,
+    markdown,
+    pick,
+    spread,
+)
 from samelib.experiments.results import reported
 
 CLOSE = 2.0  # percentage points: as near as this is reproduced
 TIE = 1.0  # percentage points: as near as this, two figures are alike
 FACTOR = 1.25  # of seconds, as multiples of outlier exposure's
 REPRODUCED, ORDER, NOT, OPEN = VERDICTS = ("reproduced", "same order, other size", "not reproduced", "not attempted")
-OTHER_READING = f"{NEAREST_JBDA}, seeds left out"
 
 
 class Entry(NamedTuple):
@@ -194,11 +204,8 @@ def _line(entry: Entry) -> list[str]:
 
 
 def _summary(found: list[Entry]) -> str:
-    sources = dict.fromkeys(e.source if e.paper else "Claims of the text" for e in found)
-    lines = []
-    for source in sources:
-        counts = Counter(e.verdict for e in found if (e.source if e.paper else "Claims of the text") == source)
-        lines.append([source, *(counts[v] for v in VERDICTS)])
+    counts = Counter((e.source if e.paper else "Claims of the text", e.verdict) for e in found)
+    lines = [[source, *(counts[source, v] for v in VERDICTS)] for source in dict.fromkeys(s for s, _ in counts)]
     lines.append(["in all", *(sum(line[i] for line in lines) for i in range(1, 5))])
     return markdown(["", *VERDICTS], lines)
 

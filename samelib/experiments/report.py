@@ -21,7 +21,8 @@ from samelib.metrics import mean_interval
 
 Rows = list[dict]
 # The headline attacks as the rows name them: of the JBDA variant only what it asked beyond its seeds.
-LABELS = tuple(f"{a}, seeds left out" if a == NEAREST_JBDA else a for a in HEADLINES)
+OTHER_READING = f"{NEAREST_JBDA}, seeds left out"
+LABELS = tuple(OTHER_READING if a == NEAREST_JBDA else a for a in HEADLINES)
 METRICS = {"auroc": "AUROC", "aupr": "AUPR", "fpr95": "FPR95", "fpr90": "FPR90"}
 NAMES = {"outlier_exposure": "OE", "edm": "EDM", SAME: "SAME", SAME_MASK_0: "SAME, mask 0"}
 VARIANTS = {"SAME": 0.5, "SAME-X": 1.0, "SAME-Y": 0.0}  # alpha, on standardised terms
@@ -62,6 +63,12 @@ def detected(rows: Rows, detector: str, attack: str, budget: int, alpha: float =
     if detector == "edm":
         where.setdefault("consensus", "mean cosine")
     return pick(rows, **where)
+
+
+def _aurocs(rows: Rows, detector: str, **how) -> list[str]:
+    """AUROC of a detector on each headline attack at the large budget; `how` goes to `detected`."""
+    budget = budgets_of(rows)[-1]
+    return [spread(r["auroc"] for r in detected(rows, detector, attack, budget, **how)) for attack in LABELS]
 
 
 def spread(values: Iterable[float]) -> str:
@@ -147,13 +154,9 @@ def ratio_table(rows: Rows, attacks: Sequence[str] = ("knockoff",)) -> str:
     return markdown(["attack", "malicious", *_headings(METRICS, table)], lines)
 
 
-def detectors_table(rows: Rows, detectors: Sequence[str], **more) -> str:
+def detectors_table(rows: Rows, detectors: Sequence[str]) -> str:
     """AUROC of some detectors on the headline attacks at the large budget, in percent."""
-    budget = budgets_of(rows)[-1]
-    lines = [
-        [NAMES.get(d, d), *(spread(r["auroc"] for r in detected(rows, d, a, budget, **more)) for a in LABELS)]
-        for d in detectors
-    ]
+    lines = [[NAMES.get(d, d), *_aurocs(rows, d)] for d in detectors]
     return markdown(["detector", *LABELS], lines)
 
 
@@ -173,11 +176,8 @@ def summary_table(rows: Rows) -> str:
 
 def consensus_table(rows: Rows) -> str:
     """EDM's three scores of agreement (the paper does not say which it used)."""
-    budget = budgets_of(rows)[-1]
     names = sorted({r["consensus"] for r in rows if "consensus" in r})
-    lines = [
-        [n, *(spread(r["auroc"] for r in detected(rows, "edm", a, budget, consensus=n)) for a in LABELS)] for n in names
-    ]
+    lines = [[name, *_aurocs(rows, "edm", consensus=name)] for name in names]
     return markdown(["EDM's score", *LABELS], lines)
 
 
@@ -188,11 +188,7 @@ def posthoc_table(rows: Rows) -> str:
 
 def width_table(rows: Rows) -> str:
     """Figure 7 in figures: SAME-X by the autoencoder's embedding size."""
-    budget = budgets_of(rows)[-1]
-    lines = [
-        [name, *(spread(r["auroc"] for r in detected(rows, name, a, budget, alpha=1.0)) for a in LABELS)]
-        for name in width_names(rows)
-    ]
+    lines = [[name, *_aurocs(rows, name, alpha=1.0)] for name in width_names(rows)]
     return markdown(["detector (its reconstruction error alone)", *LABELS], lines)
 
 
@@ -204,13 +200,12 @@ def width_names(rows: Rows) -> list[str]:
 
 def sharing_table(rows: Rows) -> str:
     """The auxiliary model on the victim's frozen trunk, or on one of its own: parameters, seconds, AUROC."""
-    lines, budget = [], budgets_of(rows)[-1]
+    lines = []
     for detector, name in ((SAME, "a network of its own"), (SAME_SHARED, "the victim's trunk")):
         cost = pick(rows, detector=detector, attack="cost")
         size = f"{cost[0]['auxiliary_parameters']:,}" if cost else "–"
         accuracy = spread(r["victim_accuracy"] for r in cost)
-        aurocs = [spread(r["auroc"] for r in detected(rows, detector, a, budget)) for a in LABELS]
-        lines.append([name, size, accuracy, *aurocs])
+        lines.append([name, size, accuracy, *_aurocs(rows, detector)])
     return markdown(["auxiliary model", "parameters", "victim's accuracy", *LABELS], lines)
 
 
@@ -238,7 +233,7 @@ def _audited(rows: Rows, protocol: str, attack: str) -> Rows:
 def accounts_table(rows: Rows) -> str:
     """PRADA where the same queries come from one account, ten or a hundred; and from honest users."""
     lines = []
-    for attack in (*(a for a in HEADLINES), "benign"):
+    for attack in (*HEADLINES, "benign"):
         for accounts in sorted({r["accounts"] for r in rows if "accounts" in r}):
             found = pick(rows, detector="prada", attack=attack, accounts=accounts)
             found = list({r["seed"]: r for r in found}.values())  # every attack's cell has the honest users again
