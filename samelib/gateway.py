@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,16 +18,42 @@ class BudgetExceeded(RuntimeError):
 
 
 class Scorer(Protocol):
-    """What the gateway asks of a detector: queries [N, C, H, W] and answers [N, K] -> anomaly scores [N]."""
+    """What the gateway asks of a detector: queries [N, C, H, W] and answers [N, K] -> anomaly scores [N]; and, where
+    there is a response, scores [N] -> conformal p-values [N]."""
 
     def score(self, x: Tensor, answers: Tensor) -> Tensor: ...
+    def p_values_of(self, scores: Tensor) -> Tensor: ...
+
+
+class Decision(NamedTuple):
+    """What a response decides about queries: `refused` bool [N], and `bits` int64 [N] of work that the answer costs."""
+
+    refused: Tensor
+    bits: Tensor
+
+
+class Work(NamedTuple):
+    """What clients did for their answers: `hashes` int64 [N], and `seconds` float64 [N], measured or modelled."""
+
+    hashes: Tensor
+    seconds: Tensor
+
+
+class Policy(Protocol):
+    """What the gateway asks of a response (see samelib.responses)."""
+
+    def decide(self, p_values: Tensor) -> Decision: ...
+    def work(self, queries: Tensor, bits: Tensor) -> Work: ...
+
+
+_COLUMNS = ("queries", "answers", "scores", "refused", "hashes", "seconds")
 
 
 @dataclass
 class QueryLog:
     """Everything that went through the door, in order; the parts are joined when read."""
 
-    _parts: dict[str, list[Tensor]] = field(default_factory=lambda: {"queries": [], "answers": [], "scores": []})
+    _parts: dict[str, list[Tensor]] = field(default_factory=lambda: {name: [] for name in _COLUMNS})
 
     def add(self, **parts: Tensor) -> None:
         for name, value in parts.items():
@@ -40,15 +66,14 @@ class QueryLog:
         return self._parts[name][0]
 
     def save(self, path: Path | str) -> None:
-        """Writes `images`, `answers` and, where a detector watched, `scores` as one .npz file, whole or not at all.
+        """Writes `images`, `answers` and what else the log holds as one .npz file, whole or not at all.
 
         Raises:
             LookupError: nothing was asked yet.
         """
         path = Path(path)
         arrays = {"images": self.queries, "answers": self.answers}
-        if self._parts["scores"]:
-            arrays["scores"] = self.scores
+        arrays |= {name: self._joined(name) for name in _COLUMNS[2:] if self._parts[name]}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".part-{os.getpid()}-{path.name}")
         try:
@@ -65,7 +90,7 @@ class QueryLog:
 
     @property
     def answers(self) -> Tensor:
-        """Probabilities [N, K]."""
+        """Probabilities [N, K]; NaN where the query was refused."""
         return self._joined("answers")
 
     @property
@@ -73,9 +98,24 @@ class QueryLog:
         """Anomaly scores [N]; LookupError where the gateway had no detector."""
         return self._joined("scores")
 
+    @property
+    def refused(self) -> Tensor:
+        """bool [N]; LookupError where the gateway had no response, as for the next two."""
+        return self._joined("refused")
+
+    @property
+    def hashes(self) -> Tensor:
+        """int64 [N]: the work that was done for each answer."""
+        return self._joined("hashes")
+
+    @property
+    def seconds(self) -> Tensor:
+        """float64 [N]: how long that work took the client, measured or modelled (see ProofOfWork)."""
+        return self._joined("seconds")
+
 
 class QueryGateway:
-    """Counts, cleans, scores, answers and logs queries.
+    """Counts, cleans, scores, answers or refuses, and logs queries.
 
     Every query, benign or malicious, is clamped to [-1, 1] and rounded to the 8-bit grid before the victim sees it:
     what a real image API receives. The detector scores the query under its own protocol (`fixed` sees the same 8-bit
@@ -83,17 +123,26 @@ class QueryGateway:
 
     Args:
         victim: the model behind the door.
-        budget: how many queries may be answered; None for no limit.
+        budget: how many queries may be asked, answered or refused; None for no limit.
         detector: scores every query into the log.
+        response: what is done about a query that looks strange to the detector (see samelib.responses).
 
     Raises:
-        ValueError: a budget below 1.
+        ValueError: a budget below 1, or a response without a detector.
     """
 
-    def __init__(self, victim: Victim, budget: int | None = None, detector: Scorer | None = None):
+    def __init__(
+        self,
+        victim: Victim,
+        budget: int | None = None,
+        detector: Scorer | None = None,
+        response: Policy | None = None,
+    ):
         if budget is not None and not budget >= 1:
             raise ValueError(f"the query budget must be at least 1, got {budget}")
-        self._victim, self._detector = victim, detector
+        if response is not None and detector is None:
+            raise ValueError("a response needs a detector that says which queries look strange; pass detector=...")
+        self._victim, self._detector, self._response = victim, detector, response
         self.budget, self.spent, self.log = budget, 0, QueryLog()
 
     @property
@@ -110,7 +159,7 @@ class QueryGateway:
         return float("inf") if self.budget is None else self.budget - self.spent
 
     def query(self, x: Tensor) -> Tensor:
-        """Probabilities [N, K] for images [N, C, H, W] in [-1, 1] (or uint8).
+        """Probabilities [N, K] for images [N, C, H, W] in [-1, 1] (or uint8); NaN in the rows of refused ones.
 
         Raises:
             BudgetExceeded: N is more than what remains; nothing is answered or counted.
@@ -120,9 +169,17 @@ class QueryGateway:
         if len(x) > self.remaining:
             raise BudgetExceeded(f"{len(x)} asked, {self.remaining} of {self.budget} queries left; send fewer")
         received = quantise(x)
-        answers = self._victim(received)
+        parts = {"queries": to_uint8(received), "answers": self._victim(received)}
         if self._detector is not None:
-            self.log.add(scores=self._detector.score(x, answers))
-        self.log.add(queries=to_uint8(received), answers=answers)
+            parts["scores"] = self._detector.score(x, parts["answers"])
+        if self._response is not None:
+            parts |= self._respond(**parts)
+        self.log.add(**parts)
         self.spent += len(x)
-        return answers
+        return parts["answers"]
+
+    def _respond(self, queries: Tensor, answers: Tensor, scores: Tensor) -> dict[str, Tensor]:
+        """What the response makes of the answers, and what it adds to the log."""
+        refused, bits = self._response.decide(self._detector.p_values_of(scores))
+        answers = answers.masked_fill(refused[:, None].to(answers.device), torch.nan)
+        return {"answers": answers, "refused": refused} | self._response.work(queries, bits)._asdict()

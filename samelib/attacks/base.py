@@ -19,11 +19,16 @@ Evaluate = Callable[[nn.Module], dict[str, float]]
 Curve = list[dict[str, float]]
 
 
+def answered(answers: Tensor) -> Tensor:
+    """bool [N]: which rows of [N, K] are answers; those of refused queries are NaN, and teach nothing."""
+    return answers.isfinite().all(1)
+
+
 class Service(NamedTuple):
     """All that an attacker has of the victim: its public description, and the right to ask so many times.
 
     Attributes:
-        ask: images [N, C, H, W], uint8 or float in [-1, 1] -> probabilities [N, K].
+        ask: images [N, C, H, W], uint8 or float in [-1, 1] -> probabilities [N, K], NaN where the service refused.
         budget: how many images may be asked in all.
         image_shape, classes: (C, H, W) and K.
     """
@@ -42,6 +47,7 @@ class AttackResult:
         substitute: the copy, trained on all queries.
         curve: for each point asked for, the queries spent and what `evaluate` said of the substitute trained on them.
         queries: how many queries were spent in all.
+        answered: to how many of them there was an answer; the others were refused.
         seconds: how long the attack took: queries, training, and what `evaluate` needed.
         stopped: why it spent less than its budget; None where it spent all.
     """
@@ -49,12 +55,13 @@ class AttackResult:
     substitute: nn.Module
     curve: Curve
     queries: int
+    answered: int
     seconds: float
     stopped: str | None = None
 
 
 class Attack(ABC):
-    """Steals a model through `gateway.query` and nothing else.
+    """Steals a model through `gateway.query` and nothing else. A query that the service refuses is spent all the same.
 
     Args:
         architecture: of the substitute ("conv3", "resnet18", ...); the paper gives the attacker the victim's.
@@ -85,21 +92,24 @@ class Attack(ABC):
             raise ValueError(f"the budget of {gateway.budget:,} queries is spent")
         if min(points, default=1) < 1:
             raise ValueError(f"points are numbers of queries, 1 or more, got {list(points)}")
-        budget = int(gateway.remaining)
+        budget, refused = int(gateway.remaining), 0
         self.check_budget(budget)
         with tqdm(total=budget, desc=type(self).__name__, unit="query", leave=False, mininterval=0.5) as bar:
 
             def ask(x: Tensor) -> Tensor:
+                nonlocal refused
                 answers = []
                 for part in x.split(QUERY_BATCH):
                     answers.append(gateway.query(part))
                     bar.update(len(part))
-                return torch.cat(answers).to(best_device())  # where the attacker computes
+                found = torch.cat(answers).to(best_device())  # where the attacker computes
+                refused += int((~answered(found)).sum())
+                return found
 
             service = Service(ask, budget, gateway.image_shape, gateway.classes)
             substitute, curve, stopped = self.steal(service, evaluate, points if evaluate else ())
         spent = budget - int(gateway.remaining)
-        return AttackResult(substitute, curve, spent, time.perf_counter() - start, stopped)
+        return AttackResult(substitute, curve, spent, spent - refused, time.perf_counter() - start, stopped)
 
     def check_budget(self, budget: int) -> None:
         """Raises ValueError when this attack cannot spend `budget` queries."""
@@ -121,7 +131,8 @@ class Attack(ABC):
 
 
 class TransferSet(NamedTuple):
-    """Images uint8 [N, C, H, W] as they were asked, the answers [N, K], and why there are not more (or None)."""
+    """Images uint8 [N, C, H, W] as they were asked, the answers [N, K] (NaN where there was none), and why there are not
+    more (or None)."""
 
     images: Tensor
     answers: Tensor
@@ -163,8 +174,13 @@ class TransferAttack(Attack):
         return answers if self.labels == "soft" else nn.functional.one_hot(answers.argmax(1), answers.shape[1]).float()
 
     def train_substitute(self, images: Tensor, answers: Tensor, settings: TrainSettings | None = None) -> nn.Module:
-        """A fresh substitute trained with cross-entropy on the victim's answers (images uint8 [N, C, H, W])."""
+        """A fresh substitute trained with cross-entropy on the victim's answers (images uint8 [N, C, H, W]); untrained,
+        where none of the images was answered."""
         substitute = self.build_substitute(tuple(images.shape[1:]), answers.shape[1]).to(answers.device)
+        known = answered(answers)
+        if not known.any():
+            return substitute.eval()
+        images, answers = images[known.to(images.device)], answers[known]
         train_classifier(
             substitute,
             images.to(answers.device),

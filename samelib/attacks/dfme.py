@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samelib.attacks.base import Attack, Service
+from samelib.attacks.base import Attack, Service, answered
 from samelib.training import TrainSettings, autocast, best_device, descend, hash_seed, make_optimiser
 
 
@@ -203,9 +203,9 @@ class Duel:
             return -disagreement(self.student(image), self.ask(image))
 
         gradient = estimate_gradient(loss, x.detach(), self.attack.directions, self.attack.epsilon, self.random)
-        descend(
-            self.generator_optimiser, (x * gradient).sum() / count
-        )  # its gradient with respect to x is the estimate
+        gradient = gradient.nan_to_num(0)  # a difference with a refused query says nothing
+        # The gradient of this with respect to x is the estimate.
+        descend(self.generator_optimiser, (x * gradient).sum() / count)
 
     def student_steps(self, count: int, extra: int) -> None:
         """Moves the substitute toward the victim's answers on fresh inventions, `count` a step, `extra` more in the last.
@@ -218,8 +218,12 @@ class Duel:
         answers, sizes = self.ask(images), [count] * (steps - 1) + [count + extra]
         self.student.train()
         for image, answer in zip(images.split(sizes), answers.split(sizes), strict=True):
+            told = answered(answer)
+            if told.sum() < 2:  # batch normalisation needs two
+                continue
+            image, answer = image[told], answer[told]
             with autocast(image.device):
                 loss = disagreement(self.student(image).float(), answer).mean()
             descend(self.student_optimiser, loss)
-        if not torch.isfinite(loss):
-            raise FloatingPointError("DFME: the substitute's loss is no longer finite; lower its learning rate")
+            if not torch.isfinite(loss):
+                raise FloatingPointError("DFME: the substitute's loss is no longer finite; lower its learning rate")

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from samelib.attacks.base import Service, TransferAttack, TransferSet
+from samelib.attacks.base import Service, TransferAttack, TransferSet, answered
 from samelib.data.image_set import ImageSet, to_float, to_uint8
 from samelib.training import TrainSettings, hash_seed
 
@@ -99,8 +99,11 @@ class JBDA(TransferAttack):
         answers = service.ask(images)
         generator = torch.Generator().manual_seed(hash_seed(self.seed, 6))
         while len(images) < service.budget:
+            known = answered(answers)  # an image without an answer has no class to step towards
+            if not known.any():
+                return TransferSet(images, answers, "the service refused every query")
             substitute = self.train_substitute(images, answers, self.round_settings)
-            candidates = self.augment(substitute, images, answers, generator)
+            candidates = self.augment(substitute, images[known.to(images.device)], answers[known], generator)
             received = to_uint8(candidates)
             fresh = unseen(received, images)
             if not len(fresh):

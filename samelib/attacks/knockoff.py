@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from samelib.attacks.bandit import GradientBandit, TreeBandit
-from samelib.attacks.base import FixedQueries, Service, TransferAttack, TransferSet
+from samelib.attacks.base import FixedQueries, Service, TransferAttack, TransferSet, answered
 from samelib.data.image_set import ImageSet, to_float
 from samelib.models.classifiers import predict
 from samelib.training import TrainSettings, autocast, best_device, descend, hash_seed, make_optimiser
@@ -219,14 +219,19 @@ class AdaptiveKnockoff(TransferAttack):
             part = slice(done, done + len(new))
             images[part], answers[part] = new, found
             done = part.stop
-            known = self.targets(answers[:done])
-            advantages = rewards.advantages(known[part], learner and predict(learner.model, to_float(new)))
+            told = answered(found)  # a refusal is no reward, good or bad
+            if not told.any():
+                continue
+            advantages = rewards.advantages(
+                self.targets(found[told]), learner and predict(learner.model, to_float(new[told.to(new.device)]))
+            )
             if done < service.budget:
                 open_arms = arms.left > 0
-                for arm, advantage in zip(pulled.tolist(), advantages.tolist(), strict=True):
+                for arm, advantage in zip(pulled[told.cpu()].tolist(), advantages.tolist(), strict=True):
                     bandit.update(arm, advantage, open_arms)
                 if learner:
-                    learner.learn(images[:done], known)
+                    known = answered(answers[:done])
+                    learner.learn(images[:done][known.to(images.device)], self.targets(answers[:done][known]))
         self.policies = torch.stack(policies)
         return TransferSet(images, answers)
 
