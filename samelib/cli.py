@@ -1,4 +1,4 @@
-"""The command line: samelib data | fit | score | attack | reproduce | cache."""
+"""The command line: samelib data | fit | score | attack | serve | reproduce | cache."""
 
 import argparse
 import sys
@@ -106,6 +106,22 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(options=OPTIONS_OF[name])
         for option in OPTIONS_OF[name]:
             made.add_argument("--" + option.replace("_", "-"), **ATTACK_OPTIONS[option])
+
+    made = command(commands.serve, "put a saved detector in front of its victim, as an HTTP service",
+                   "Serves POST /v1/predict, /docs, /healthz and /metrics until it is stopped; what it accepted by then is "
+                   "answered. Needs pip install 'samelib[serve]'. With proof of work, SAMELIB_SECRET signs the challenges: "
+                   "16 characters or more, to be kept across restarts together with --stamps.")  # fmt: skip
+    made.add_argument("detector", metavar="DETECTOR", help="a folder written by samelib fit")
+    made.add_argument("--victim", metavar="FOLDER", help="a classifier to serve instead of the one saved along")
+    made.add_argument("--response", choices=commands.RESPONSES, default="reject",
+                      help="to strange queries: refuse them (default), ask for proof of work, only count them (watch), or "
+                           "nothing, without the detector (off)")  # fmt: skip
+    made.add_argument("--fpr", type=float, help="share of benign queries to refuse (default: the detector's own)")
+    made.add_argument("--base-bits", type=int, default=10, help="2^bits hashes for an ordinary query (default: 10)")
+    made.add_argument("--most-bits", type=int, default=10, help="how many come on top for a strange one (default: 10)")
+    made.add_argument("--stamps", metavar="FILE.sqlite", help="remembers spent stamps across restarts")
+    made.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine alone)")
+    made.add_argument("--port", type=int, default=8000, help="(default: 8000; 0 takes a free one)")
 
     made = command(commands.reproduce, "measure and draw the paper's tables and figures",
                    "Measures what is missing for these tables and figures, a cell at a time (it may be killed and run "

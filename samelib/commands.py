@@ -2,6 +2,8 @@
 
 import argparse
 import csv
+import os
+import secrets
 import sys
 import warnings
 from dataclasses import replace
@@ -26,6 +28,8 @@ from samelib.gateway import QueryGateway
 from samelib.metrics import accuracy
 from samelib.models.classifiers import Victim
 from samelib.plots import image_rows, use_style
+from samelib.responses import ProofOfWork, Reject
+from samelib.stamps import SpentStamps, StampOffice
 from samelib.training import best_device
 
 CHUNK = 1024  # images read and scored together
@@ -152,6 +156,41 @@ def _victim(arguments: argparse.Namespace, group: Group, settings: Preset) -> tu
             f"{arguments.data} has {group.image_shape} and {group.classes}; choose its --data"
         )
     return victim, detector
+
+
+RESPONSES = ("reject", "proof-of-work", "watch", "off")
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    try:
+        from samelib.service import app, server
+    except ImportError as error:
+        raise ValueError(f"samelib serve needs {error.name}: pip install 'samelib[serve]'") from error
+    kind = arguments.response
+    work = ProofOfWork(arguments.base_bits, arguments.most_bits)
+    office = _office(arguments.stamps) if kind == "proof-of-work" else None
+    bound = server.bound_socket(arguments.host, arguments.port)
+    device = best_device()
+    victim = Victim.load(arguments.victim, device) if arguments.victim else None
+    detector = SameDetector.load(arguments.detector, victim, device)
+    refusal = Reject(detector.fpr if arguments.fpr is None else arguments.fpr)
+    response = {"reject": refusal, "proof-of-work": work}.get(kind)
+    made = app.create_app(detector.victim, None if kind == "off" else detector, response, office)
+    print(f"http://{arguments.host}:{bound.getsockname()[1]}/docs  response: {response or kind}", flush=True)
+    server.serve(made, bound)
+
+
+def _office(stamps: str | None) -> StampOffice:
+    """The office that the environment's secret and the file of spent stamps make; without both, one for this run."""
+    secret = os.environ.get("SAMELIB_SECRET")
+    if (secret is None) != (stamps is None):
+        raise ValueError(
+            "SAMELIB_SECRET and --stamps FILE go together: with a lasting secret and no file, a stamp could be spent "
+            "again after a restart; a file without the secret remembers what nobody signs any more"
+        )
+    if secret is None:
+        return StampOffice(secrets.token_bytes(32))
+    return StampOffice(secret.encode(), spent=SpentStamps(stamps))
 
 
 def reproduce(arguments: argparse.Namespace) -> None:

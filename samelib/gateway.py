@@ -1,6 +1,7 @@
-"""The one door to a victim: what an attacker's or a user's query passes on its way to an answer."""
+"""The door to a victim: what an attacker's or a user's query passes on its way to an answer."""
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -114,7 +115,49 @@ class QueryLog:
         return self._joined("seconds")
 
 
-class QueryGateway:
+class Gateway(ABC):
+    """A door to a victim: checks, counts and logs what goes through it.
+
+    Args:
+        image_shape, classes: (C, H, W) and K of the victim.
+        budget: how many queries may be asked, answered or refused; None for no limit.
+
+    Raises:
+        ValueError: a budget below 1.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], classes: int, budget: int | None = None):
+        if budget is not None and not budget >= 1:
+            raise ValueError(f"the query budget must be at least 1, got {budget}")
+        self.image_shape, self.classes = tuple(image_shape), classes
+        self.budget, self.spent, self.log = budget, 0, QueryLog()
+
+    @property
+    def remaining(self) -> float:
+        """Queries left; infinite without a budget."""
+        return float("inf") if self.budget is None else self.budget - self.spent
+
+    def query(self, x: Tensor) -> Tensor:
+        """Probabilities [N, K] for images [N, C, H, W] in [-1, 1] (or uint8); NaN in the rows of refused ones.
+
+        Raises:
+            BudgetExceeded: N is more than what remains; nothing is answered or counted.
+            TypeError, ValueError: the images are not what the service takes (see `check_queries`).
+        """
+        x = check_queries(x, self.image_shape)
+        if len(x) > self.remaining:
+            raise BudgetExceeded(f"{len(x)} asked, {self.remaining} of {self.budget} queries left; send fewer")
+        parts = self._ask(x)
+        self.log.add(**parts)
+        self.spent += len(x)
+        return parts["answers"]
+
+    @abstractmethod
+    def _ask(self, x: Tensor) -> dict[str, Tensor]:
+        """What the log is to hold of these queries: `queries`, `answers`, and what else there is."""
+
+
+class QueryGateway(Gateway):
     """Counts, cleans, scores, answers or refuses, and logs queries.
 
     Every query, benign or malicious, is clamped to [-1, 1] and rounded to the 8-bit grid before the victim sees it:
@@ -138,45 +181,19 @@ class QueryGateway:
         detector: Scorer | None = None,
         response: Policy | None = None,
     ):
-        if budget is not None and not budget >= 1:
-            raise ValueError(f"the query budget must be at least 1, got {budget}")
+        super().__init__(victim.image_shape, victim.classes, budget)
         if response is not None and detector is None:
             raise ValueError("a response needs a detector that says which queries look strange; pass detector=...")
         self._victim, self._detector, self._response = victim, detector, response
-        self.budget, self.spent, self.log = budget, 0, QueryLog()
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self._victim.image_shape
-
-    @property
-    def classes(self) -> int:
-        return self._victim.classes
-
-    @property
-    def remaining(self) -> float:
-        """Queries left; infinite without a budget."""
-        return float("inf") if self.budget is None else self.budget - self.spent
-
-    def query(self, x: Tensor) -> Tensor:
-        """Probabilities [N, K] for images [N, C, H, W] in [-1, 1] (or uint8); NaN in the rows of refused ones.
-
-        Raises:
-            BudgetExceeded: N is more than what remains; nothing is answered or counted.
-            TypeError, ValueError: the images are not what the service takes (see `check_queries`).
-        """
-        x = check_queries(x, self.image_shape)
-        if len(x) > self.remaining:
-            raise BudgetExceeded(f"{len(x)} asked, {self.remaining} of {self.budget} queries left; send fewer")
+    def _ask(self, x: Tensor) -> dict[str, Tensor]:
         received = quantise(x)
         parts = {"queries": to_uint8(received), "answers": self._victim(received)}
         if self._detector is not None:
             parts["scores"] = self._detector.score(x, parts["answers"])
         if self._response is not None:
             parts |= self._respond(**parts)
-        self.log.add(**parts)
-        self.spent += len(x)
-        return parts["answers"]
+        return parts
 
     def _respond(self, queries: Tensor, answers: Tensor, scores: Tensor) -> dict[str, Tensor]:
         """What the response makes of the answers, and what it adds to the log."""

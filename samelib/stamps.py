@@ -15,6 +15,7 @@ import re
 import secrets
 import sqlite3
 import struct
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor
 VERSION = 1
 _PAYLOAD = struct.Struct(">BBQ16s32s")  # version, bits, expiry in milliseconds since 1970, nonce, digest of the query
 _STAMP = re.compile(r"([A-Za-z0-9_-]{120})\.([0-9]{1,20})", re.ASCII)
+STAMP_LENGTH = 141  # characters at most
 SMALLEST_SECRET = 16  # bytes
 
 
@@ -113,7 +115,7 @@ class SpentStamps:
     """
 
     def __init__(self, path: Path | str | None = None, most: int = 1_000_000):
-        self.most = most
+        self.most, self._lock = most, threading.Lock()
         try:
             self._db = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False, timeout=5)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -132,7 +134,8 @@ class SpentStamps:
         return self._count
 
     def holds(self, challenge: Challenge) -> bool:
-        return bool(self._db.execute("SELECT 1 FROM spent WHERE nonce = ?", [challenge.nonce]).fetchone())
+        with self._lock:
+            return bool(self._db.execute("SELECT 1 FROM spent WHERE nonce = ?", [challenge.nonce]).fetchone())
 
     def add(self, challenges: Sequence[Challenge], now: int) -> None:
         """Remembers all of them or, if one was spent before, none.
@@ -144,7 +147,7 @@ class SpentStamps:
             StampError: one is spent, or is there twice.
             SpentFull: there is no place for so many.
         """
-        with self._db:
+        with self._lock, self._db:
             self._db.execute("BEGIN IMMEDIATE")
             forgotten = self._db.execute("DELETE FROM spent WHERE expires <= ?", [now]).rowcount
             if self._count - forgotten + len(challenges) > self.most:
@@ -154,7 +157,7 @@ class SpentStamps:
                 self._db.executemany("INSERT INTO spent VALUES (?, ?)", rows)
             except sqlite3.IntegrityError as error:
                 raise StampError("spent", "this stamp was spent before; ask for a new challenge") from error
-        self._count += len(challenges) - forgotten
+            self._count += len(challenges) - forgotten
 
     def close(self) -> None:
         self._db.close()

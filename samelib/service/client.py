@@ -1,0 +1,118 @@
+"""The other end of the wire: a gateway to a service, for attacks, tests and honest clients alike."""
+
+import io
+import time
+from collections.abc import Sequence
+
+import httpx
+import torch
+from PIL import Image
+from torch import Tensor
+
+from samelib.data.image_set import check_queries, to_uint8
+from samelib.gateway import BudgetExceeded, Gateway
+from samelib.stamps import solve
+
+BUSY = (429, 503)
+
+
+class RemoteError(RuntimeError):
+    """The service cannot be reached, or refused a request as a whole; what it answered before is in the log."""
+
+
+def as_png(image: Tensor) -> bytes:
+    """uint8 [1 or 3, H, W] as a PNG file."""
+    file = io.BytesIO()
+    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+    Image.fromarray(pixels.contiguous().numpy()).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+class RemoteGateway(Gateway):
+    """The same door as QueryGateway, over HTTP: images leave as PNG files, challenges are solved on the way.
+
+    The log holds for each query the hashes that it cost, and in `seconds` how long its request took, work included.
+
+    Args:
+        url: of the service, as in "http://127.0.0.1:8000".
+        budget: how many queries may be asked; None for no limit.
+        most_bits: the hardest puzzle that is solved (2^most_bits hashes on average).
+        patience: seconds to go on asking a busy service, and to wait for any answer.
+
+    Raises:
+        RemoteError: there is no such service.
+        ValueError: a budget below 1.
+    """
+
+    def __init__(self, url: str, budget: int | None = None, most_bits: int = 24, patience: float = 30.0):
+        self._http = httpx.Client(base_url=url, timeout=patience)
+        self.most_bits, self.patience = most_bits, patience
+        try:
+            found = self._sent("GET", "/v1/model")
+            shape, classes, self.most_images = found["image_shape"], found["classes"], found["most_images"]
+        except (KeyError, TypeError) as error:
+            raise RemoteError(f"what answers at {url} is no service of samelib") from error
+        super().__init__(shape, classes, budget)
+
+    def query(self, x: Tensor) -> Tensor:
+        """As every gateway's; in parts that the service takes, each logged when it is answered.
+
+        Raises:
+            RemoteError: the service failed or refused the request (not: the query).
+            ValueError: it asks for more work than `most_bits`.
+        """
+        x = check_queries(x, self.image_shape)
+        if len(x) > self.remaining:
+            raise BudgetExceeded(f"{len(x)} asked, {self.remaining} of {self.budget} queries left; send fewer")
+        return torch.cat([super(RemoteGateway, self).query(part) for part in x.split(self.most_images)])
+
+    def _ask(self, x: Tensor) -> dict[str, Tensor]:
+        start, images = time.perf_counter(), to_uint8(x).cpu()
+        results, hashes = self._predict(images, []), torch.zeros(len(x), dtype=torch.int64)
+        asked = [place for place, result in enumerate(results) if result["status"] == "challenge"]
+        if asked:
+            stamps, work = zip(*(solve(results[place]["challenge"], self.most_bits) for place in asked), strict=True)
+            hashes[asked] = torch.tensor(work)
+            for place, result in zip(asked, self._predict(images[asked], stamps), strict=True):
+                results[place] = result
+        nothing = [torch.nan] * self.classes
+        answers = torch.tensor([result.get("probabilities") or nothing for result in results])
+        seconds = torch.full([len(x)], time.perf_counter() - start, dtype=torch.float64)
+        parts = {"queries": images, "answers": answers, "refused": answers.isnan().any(1)}
+        return parts | {"hashes": hashes, "seconds": seconds}
+
+    def _predict(self, images: Tensor, stamps: Sequence[str]) -> list[dict]:
+        files = [("image", ("image.png", as_png(image), "image/png")) for image in images]
+        return self._sent("POST", "/v1/predict", files=files, data={"stamp": list(stamps)})["results"]
+
+    def _sent(self, method: str, path: str, **content) -> dict:
+        """The JSON of a good answer; a busy service is asked again until the patience ends."""
+        end = time.monotonic() + self.patience
+        while True:
+            try:
+                answer = self._http.request(method, path, **content)
+            except httpx.HTTPError as error:
+                raise RemoteError(f"no answer from {self._http.base_url}: {error or type(error).__name__}") from error
+            pause = int(answer.headers.get("retry-after", 1))
+            if answer.status_code not in BUSY or time.monotonic() + pause > end:
+                break
+            time.sleep(pause)
+        if answer.status_code != 200:
+            raise RemoteError(f"{self._http.base_url} refused the request ({answer.status_code}): {_reason(answer)}")
+        return answer.json()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> "RemoteGateway":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _reason(answer: httpx.Response) -> str:
+    try:
+        return answer.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        return answer.text[:200]
