@@ -80,9 +80,9 @@ def read_challenge(text: str) -> Challenge:
     return Challenge(bits, expires, nonce, query)
 
 
-def _target(bits: int) -> bytes:
-    """The largest digest that begins with that many zero bits."""
-    return ((1 << (256 - bits)) - 1).to_bytes(32, "big")
+def zero_bits(digest: bytes) -> int:
+    """How many zero bits a digest begins with."""
+    return 8 * len(digest) - int.from_bytes(digest, "big").bit_length()
 
 
 def solve(challenge: str, most_bits: int = 32) -> tuple[str, int]:
@@ -95,11 +95,11 @@ def solve(challenge: str, most_bits: int = 32) -> tuple[str, int]:
     bits = read_challenge(challenge).bits
     if bits > most_bits:
         raise ValueError(f"the service asks for 2^{bits} hashes a query, the client gives 2^{most_bits} at most")
-    start, target = hashlib.sha256(f"{challenge}.".encode()), _target(bits)
+    start = hashlib.sha256(f"{challenge}.".encode())
     for number in itertools.count():
         attempt = start.copy()
         attempt.update(b"%d" % number)
-        if attempt.digest() <= target:
+        if zero_bits(attempt.digest()) >= bits:
             return f"{challenge}.{number}", number + 1
 
 
@@ -218,7 +218,7 @@ class StampOffice:
             raise StampError("expired", f"a challenge is good for {self.lifetime:g} seconds; ask for a new one")
         if not hmac.compare_digest(challenge.query, query):
             raise StampError("mismatched", "this stamp was made for another query; each query needs its own")
-        if hashlib.sha256(stamp.encode()).digest() > _target(challenge.bits):
+        if zero_bits(hashlib.sha256(stamp.encode()).digest()) < challenge.bits:
             raise StampError("unsolved", f"SHA-256 of a stamp must begin with {challenge.bits} zero bits")
         if self.spent.holds(challenge):
             raise StampError("spent", "this stamp was spent before; ask for a new challenge")

@@ -15,6 +15,7 @@ from samelib.stamps import (
     query_digest,
     read_challenge,
     solve,
+    zero_bits,
 )
 
 SECRET = b"a secret of tests" * 2
@@ -46,6 +47,11 @@ def refused(office, stamp, query):
     with pytest.raises(StampError) as caught:
         office.check(stamp, query)
     return caught.value.reason
+
+
+def test_zero_bits():
+    digests = [bytes(32), b"\x80" + bytes(31), b"\x01" + bytes(31), b"\x00\x10" + bytes(30), bytes(31) + b"\x01"]
+    assert [zero_bits(digest) for digest in digests] == [256, 0, 7, 11, 255]
 
 
 def test_a_solved_challenge_is_taken_once(office, query):
