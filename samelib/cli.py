@@ -125,8 +125,8 @@ def parser() -> argparse.ArgumentParser:
 
     made = command(commands.reproduce, "measure and draw the paper's tables and figures",
                    "Measures what is missing for these tables and figures, a cell at a time (it may be killed and run "
-                   "again at any point), adds the rows to results/GROUP.jsonl, and draws all from the rows.",
-                   epilog="; ".join(f"{name}: {what}" for name, (what, _) in TARGETS.items()))  # fmt: skip
+                   "again at any point), adds the rows to results/, and draws all from the rows.",
+                   epilog="; ".join(f"{name}: {target.what}" for name, target in TARGETS.items()))  # fmt: skip
     made.add_argument("targets", nargs="+", metavar="TARGET", help=f"{', '.join(TARGETS)}, or all")
     made.add_argument("--data", default="mnist", help="mnist (default), cifar10, glyphs or shapes")
     made.add_argument("--tier", default="lecture", help=TIER_HELP + " (default: lecture)")

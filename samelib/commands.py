@@ -18,7 +18,7 @@ from samelib.data.image_set import OutOfRangeWarning
 from samelib.data.real import from_npz, list_images, read_image
 from samelib.detectors.same import SameDetector
 from samelib.experiments import grid
-from samelib.experiments.cells import TARGETS, cells_of, own_table
+from samelib.experiments.cells import TARGETS, cells_of, check_names, targets_of
 from samelib.experiments.config import Preset, preset
 from samelib.experiments.figures import draw
 from samelib.experiments.report import grid_rows
@@ -169,15 +169,16 @@ def serve(arguments: argparse.Namespace) -> None:
     kind = arguments.response
     work = ProofOfWork(arguments.base_bits, arguments.most_bits)
     office = _office(arguments.stamps) if kind == "proof-of-work" else None
-    bound = server.bound_socket(arguments.host, arguments.port)
-    device = best_device()
-    victim = Victim.load(arguments.victim, device) if arguments.victim else None
-    detector = SameDetector.load(arguments.detector, victim, device)
-    refusal = Reject(detector.fpr if arguments.fpr is None else arguments.fpr)
-    response = {"reject": refusal, "proof-of-work": work}.get(kind)
-    made = app.create_app(detector.victim, None if kind == "off" else detector, response, office)
-    print(f"http://{arguments.host}:{bound.getsockname()[1]}/docs  response: {response or kind}", flush=True)
-    server.serve(made, bound)
+    with server.bound_socket(arguments.host, arguments.port) as bound:
+        device = best_device()
+        victim = Victim.load(arguments.victim, device) if arguments.victim else None
+        detector = SameDetector.load(arguments.detector, victim, device)
+        refusal = Reject(detector.fpr if arguments.fpr is None else arguments.fpr)
+        response = {"reject": refusal, "proof-of-work": work}.get(kind)
+        made = app.create_app(detector.victim, None if kind == "off" else detector, response, office)
+        bound.listen()  # who reads the next line can connect
+        print(f"http://{arguments.host}:{bound.getsockname()[1]}/docs  response: {response or kind}", flush=True)
+        server.serve(made, bound)
 
 
 def _office(stamps: str | None) -> StampOffice:
@@ -194,23 +195,30 @@ def _office(stamps: str | None) -> StampOffice:
 
 
 def reproduce(arguments: argparse.Namespace) -> None:
-    targets, path = arguments.targets, grid.result_path(arguments.data, arguments.results)
+    check_names(arguments.data, arguments.tier, arguments.targets)
+    warnings.simplefilter("ignore", OutOfRangeWarning)  # one attack of the audit leaves the range on purpose
+    use_style()
+    targets = targets_of(arguments.data, arguments.targets)
+    for part in dict.fromkeys(TARGETS[target].part for target in targets):
+        _reproduce_part(arguments, part, [target for target in targets if TARGETS[target].part == part])
+
+
+def _reproduce_part(arguments: argparse.Namespace, part: str, targets: list[str]) -> None:
+    """Measures and draws the targets whose rows are in one file."""
+    path = grid.result_path(arguments.data, arguments.results, part)
     cells = cells_of(arguments.data, arguments.tier, arguments.seeds, targets)
     if arguments.dry_run:
         print(grid.plan(cells, path))
         return
-    warnings.simplefilter("ignore", OutOfRangeWarning)  # one attack of the audit leaves the range on purpose
     measured = grid.run(cells, path, arguments.workers)
     names = {str(cell) for cell in cells}
-    rows = [row for row in grid_rows(arguments.data, arguments.tier, path) if row["cell"] in names]
+    rows = [row for row in grid_rows(path.stem, arguments.tier, path) if row["cell"] in names]
     print(f"{path}: {len(cells):,} cells, {measured:,} of them measured now")
     if rows[0]["code"] != code_version():
         print(f"measured at commit {rows[0]['commit']}; samelib's code has changed since")
     folder = Path(arguments.output) / f"{arguments.data}-{arguments.tier}"
     folder.mkdir(parents=True, exist_ok=True)
-    use_style()
-    everything = [name for name in TARGETS if name not in {"table1", "table2"} - {own_table(arguments.data)}]
-    for target in everything if "all" in targets else targets:
+    for target in targets:
         for file in draw(target, rows, folder):
             print(f"{target}: {file}")
 

@@ -76,16 +76,20 @@ class Bench:
         names = {SAME: passes, SAME_MASK_0: mask_0, SAME_SHARED: replace(passes, share_backbone=True)}
         return (names | widths)[name]
 
+    def attack(self, label: str) -> Attack:
+        """The attack of that label, with what the group gives its attacker."""
+        name, options = ATTACK_VARIANTS[label]
+        return make_attack(name, self.group, self.settings, self.seed, **options)
+
     def log(self, victim: Victim, label: str, budget: int) -> tuple[Tensor, dict]:
         """What the attack asked of this victim, [N, C, H, W], and what its substitute is worth.
 
         An attack whose larger budget begins with the queries of the smaller is run once for both.
         """
         s = self.settings
-        name, options = ATTACK_VARIANTS[label]
+        name, attack = ATTACK_VARIANTS[label][0], self.attack(label)
         once = name != "dfme" and budget in s.budgets
         budgets = s.budgets if once else (budget,)
-        attack = make_attack(name, self.group, s, self.seed, **options)
         how = {k: _as_json(v) for k, v in vars(attack).items() if not isinstance(v, Tensor)}  # tensors are records
         spec = {"kind": "queries", "attack": name, "how": how, "budgets": budgets, "code": code_version(True)}
         spec |= {"victim": victim.fingerprint, "data": self.group.fingerprint}

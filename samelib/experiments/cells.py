@@ -8,16 +8,18 @@ from samelib.data.groups import COLOUR, SOURCES
 from samelib.detectors.posthoc import METHODS
 from samelib.detectors.same_settings import AUTHOR_CODE, FIXED, SameSettings
 from samelib.experiments.config import TIERS, Preset, preset_for
+from samelib.gateway import Policy
+from samelib.responses import ProofOfWork, Reject
 
 
 class Cell(NamedTuple):
     """One measurement; everything it needs follows from these names.
 
     Attributes:
-        detector: SAME under one of its names, a baseline, or a victim alone (`STEMS`).
+        detector: SAME under one of its names, also with a response (`RESPONSES`), a baseline, or a victim alone (`STEMS`).
         protocol: "fixed", "author_code", or one of its faults alone (see `FAULTS`).
-        attack: a key of `ATTACK_VARIANTS`; or "cost" (what the defence itself costs) or "curve" (reconstruction error
-            over the epochs of the autoencoder), which have no budget.
+        attack: a key of `ATTACK_VARIANTS`; or `BENIGN` (honest users) where there is a response; or "cost" (what the
+            defence itself costs) or "curve" (reconstruction error over the epochs of the autoencoder), without budget.
     """
 
     group: str
@@ -60,6 +62,23 @@ STEMS = {f"victim, {name}": name for name in ("resnet18", "resnet18-imagenet")} 
 
 def width_name(width: int) -> str:
     return f"same, width {width}"
+
+
+# What is done about strange queries (the paper's Figure 4): in a gateway, and some also over real HTTP.
+RESPONSES: dict[str, Policy | None] = {
+    "no response": None,
+    "reject 1 %": Reject(0.01),
+    "reject 5 %": Reject(0.05),
+    "proof of work": ProofOfWork(),
+}
+OVER_HTTP = ("no response", "reject 5 %", "proof of work")
+BENIGN = "benign"
+USERS = (BENIGN, *HEADLINES)
+
+
+def response_name(response: str, http: bool = False) -> str:
+    """SAME with that response at the door."""
+    return f"same, {response}" + (", HTTP" if http else "")
 
 
 def _fault(**switch) -> Callable[[SameSettings], SameSettings]:
@@ -118,34 +137,56 @@ def _audit(settings: Preset) -> Plan:
             yield SAME_MASK_0, protocol, attack, settings.budgets[1]
 
 
+def _responses(settings: Preset) -> Plan:
+    """Each response in front of each user; the DFME attacker also with the budget at which the theft succeeds."""
+    small, large = settings.budgets[1], settings.dfme_budget
+    for name in RESPONSES:
+        yield from ((response_name(name), "fixed", user, small) for user in USERS)
+    for name in OVER_HTTP:
+        yield from ((response_name(name, http=True), "fixed", user, 0) for user in USERS)
+    yield from ((response_name(name), "fixed", "dfme", large) for name in ("no response", "reject 5 %"))
+
+
 def _widths(settings: Preset) -> list[str]:
     """The detector of each embedding size; the tier's own size is SAME itself."""
     return [SAME if w == settings.same.mae.width else width_name(w) for w in settings.widths]
 
 
-# Everything that `samelib reproduce` knows: what it is, and its cells. Figure 3 is a diagram, without measurements.
-TARGETS: dict[str, tuple[str, Callable[[Preset], Plan]]] = {
-    "table1": ("detection on MNIST, three detectors, three attacks, two budgets", _table),
-    "table2": ("the same on CIFAR-10", _table),
-    "table3": ("accuracy and training time of the victim under each defence",
+class Target(NamedTuple):
+    """A table or figure: what it is, its cells, and which part of a group's rows it is drawn from.
+
+    A part is a file of its own, with rows of one version of the code: what is added to one leaves the others complete.
+    """
+
+    what: str
+    cells: Callable[[Preset], Plan]
+    part: str = ""
+
+
+# Everything that `samelib reproduce` knows. Figure 3 is a diagram, without measurements.
+TARGETS: dict[str, Target] = {
+    "table1": Target("detection on MNIST, three detectors, three attacks, two budgets", _table),
+    "table2": Target("the same on CIFAR-10", _table),
+    "table3": Target("accuracy and training time of the victim under each defence",
                lambda s: _cost((SAME, *BASELINES, *(STEMS if s.architecture in STEMS.values() else ())))),
-    "table4": ("SAME at malicious ratios from 0.01 to 0.9", lambda s: _large(s, (SAME,))),
-    "figure1": ("score distributions: outlier exposure and SAME on Knockoff",
+    "table4": Target("SAME at malicious ratios from 0.01 to 0.9", lambda s: _large(s, (SAME,))),
+    "figure1": Target("score distributions: outlier exposure and SAME on Knockoff",
                 lambda s: _large(s, (SAME, "outlier_exposure"), ("knockoff",))),
-    "figure2": ("score distributions: JBDA without and with the auxiliary model",
+    "figure2": Target("score distributions: JBDA without and with the auxiliary model",
                 lambda s: _large(s, (SAME, SAME_MASK_0), ("jbda", NEAREST_JBDA))),
-    "figure4": ("queries answered where flagged ones are refused", lambda s: _large(s, (SAME,))),
-    "figure5": ("SAME, SAME-X and SAME-Y", lambda s: _large(s, (SAME, SAME_MASK_0))),
-    "figure6": ("reconstruction error of four kinds of queries over the autoencoder's epochs",
+    "figure4": Target("queries answered and response times under no response, reject and proof of work", _responses,
+                      "responses"),
+    "figure5": Target("SAME, SAME-X and SAME-Y", lambda s: _large(s, (SAME, SAME_MASK_0))),
+    "figure6": Target("reconstruction error of four kinds of queries over the autoencoder's epochs",
                 lambda s: [(SAME, "fixed", "curve", 0)]),
-    "figure7": ("SAME-X at several embedding sizes", lambda s: _large(s, _widths(s))),
-    "alpha": ("SAME at every weight alpha", lambda s: _large(s, (SAME, SAME_MASK_0))),
-    "sharing": ("the auxiliary model on the victim's trunk, or on its own",
+    "figure7": Target("SAME-X at several embedding sizes", lambda s: _large(s, _widths(s))),
+    "alpha": Target("SAME at every weight alpha", lambda s: _large(s, (SAME, SAME_MASK_0))),
+    "sharing": Target("the auxiliary model on the victim's trunk, or on its own",
                 lambda s: [*_large(s, (SAME, SAME_SHARED)), *_cost((SAME, SAME_SHARED))]),
-    "audit": ("each fault of the released code alone", _audit),
-    "posthoc": ("scores that need no training, from pytorch-ood", lambda s: _large(s, METHODS)),
-    "accounts": ("PRADA against one account, ten and a hundred", lambda s: _large(s, ("prada",))),
-    "attacks": ("every variant of every attack against SAME", _attacks),
+    "audit": Target("each fault of the released code alone", _audit),
+    "posthoc": Target("scores that need no training, from pytorch-ood", lambda s: _large(s, METHODS)),
+    "accounts": Target("PRADA against one account, ten and a hundred", lambda s: _large(s, ("prada",))),
+    "attacks": Target("every variant of every attack against SAME", _attacks),
 }  # fmt: skip
 
 
@@ -168,6 +209,12 @@ def own_table(group: str) -> str:
     return "table2" if group in COLOUR else "table1"
 
 
+def targets_of(group: str, targets: Iterable[str]) -> list[str]:
+    """The targets that are meant, in the order of `TARGETS`; "all" is every one of this group."""
+    other = {"table1": "table2", "table2": "table1"}[own_table(group)]
+    return [t for t in TARGETS if t in targets or ("all" in targets and t != other)]
+
+
 def cells_of(group: str, tier: str, seeds: Iterable[int], targets: Iterable[str]) -> list[Cell]:
     """Every cell of these targets, once, in the order in which nothing is trained twice.
 
@@ -175,10 +222,8 @@ def cells_of(group: str, tier: str, seeds: Iterable[int], targets: Iterable[str]
         ValueError: see `check_names`.
     """
     check_names(group, tier, targets)
-    other = {"table1": "table2", "table2": "table1"}[own_table(group)]
-    names = [t for t in TARGETS if t in targets or ("all" in targets and t != other)]
     settings = preset_for(tier, group in COLOUR, 1)
-    found = {entry: None for name in names for entry in TARGETS[name][1](settings)}
+    found = {entry: None for name in targets_of(group, targets) for entry in TARGETS[name].cells(settings)}
     order = list(dict.fromkeys(entry[:2] for entry in found))  # a detector's cells lie together
     entries = sorted(found, key=lambda entry: order.index(entry[:2]))
     return [Cell(group, tier, seed, *entry) for seed in seeds for entry in entries]

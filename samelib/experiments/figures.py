@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 
-from samelib.experiments.cells import SAME, SAME_MASK_0
+from samelib.experiments.cells import BENIGN, OVER_HTTP, RESPONSES, SAME, SAME_MASK_0
 from samelib.experiments.report import (
     LABELS,
     NAMES,
@@ -20,6 +20,7 @@ from samelib.experiments.report import (
     detected,
     pick,
     preset_of,
+    responded,
     width_names,
 )
 from samelib.metrics import mean_interval
@@ -95,22 +96,39 @@ def grouped_bars(
 
 
 def figure4(rows: Rows) -> Figure:
-    """Share of queries answered where flagged ones are refused, at thresholds that refuse 1 % and 5 % of benign ones by
-    calibration. The paper's response times are another matter: they need a response."""
-    budget, figure = budgets_of(rows)[-1], plt.figure(figsize=(7, 3.4))
+    """Queries answered under each response; the work that proof of work asks (modelled); response times over HTTP."""
+    figure = plt.figure(figsize=(9, 6.6))
+    axes = figure.subplot_mosaic([["answered", "answered"], ["work", "time"]], height_ratios=(1, 1.1))
+    groups = {BENIGN: BENIGN} | SHORT
+    shares = {n: (lambda user, n=n: [r["answered"] for r in responded(rows, n, user)]) for n in RESPONSES}
+    grouped_bars(axes["answered"], groups, shares, chance=None)
+    axes["answered"].set(ylabel="queries answered (%)")
+    work = {"proof of work": lambda user: responded(rows, "proof of work", user)}
+    times = {n: (lambda user, n=n: responded(rows, n, user, http=True)) for n in OVER_HTTP}
+    for name, series in (("work", work), ("time", times)):
+        _time_ranges(axes[name], groups, series)
+    axes["work"].set(ylabel="seconds of work, modelled")
+    axes["time"].set(ylabel="response time over HTTP (s)")
+    figure.legend(*axes["answered"].get_legend_handles_labels(), ncols=len(RESPONSES), loc="outside upper center")
+    return figure
 
-    def answered(rate: str) -> Callable[[str], list[float]]:
-        def share(kind: str) -> list[float]:
-            attack, flagged = ("knockoff", "fpr_at_") if kind == "benign" else (kind, "tpr_at_")
-            return [1 - r[flagged + rate] for r in detected(rows, SAME, attack, budget)]
 
-        return share
-
-    everything = {"no defence": lambda kind: [1.0], "refused at 1 %": answered("1%"), "refused at 5 %": answered("5%")}
-    axis = figure.subplots()
-    grouped_bars(axis, {"benign": "benign"} | SHORT, everything, chance=None)
-    axis.set(ylabel="queries answered (%)")
-    return legend_above(figure)
+def _time_ranges(axis: Axes, groups: dict[str, str], series: dict[str, Callable[[str], Rows]]) -> None:
+    """Response times of answered queries: a dot at the median, lines to the quartiles (thick) and to 5 and 95 %."""
+    for i, (name, found) in enumerate(series.items()):
+        number = list(RESPONSES).index(name)
+        for place, user in enumerate(groups):
+            seeds = [r["times"] for r in found(user) if r["times"]]
+            if not seeds:
+                continue
+            x = place + 0.25 * (i - (len(series) - 1) / 2)
+            times = np.exp(np.log(seeds).mean(0))
+            axis.plot([x, x], times[[0, -1]], color=COLOURS[number], linestyle="-", linewidth=1)
+            axis.plot([x, x], times[[1, -2]], color=COLOURS[number], linestyle="-", linewidth=4)
+            axis.plot(x, times[2], marker="o^sD"[number], markersize=6, color=COLOURS[number], markeredgecolor="white")
+    axis.set_xticks(range(len(groups)), list(groups.values()), fontsize=9)
+    axis.set_yscale("log")
+    axis.grid(axis="x", visible=False)
 
 
 def figure5(rows: Rows) -> Figure:

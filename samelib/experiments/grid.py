@@ -19,11 +19,13 @@ class CellError(RuntimeError):
     """A cell could not be measured; the message names it and its log. All others are kept."""
 
 
-def result_path(group: str, folder: Path | str | None = None) -> Path:
-    """FOLDER/GROUP.jsonl; without a folder that of the checkout, or else results/ here, begun with the published rows."""
+def result_path(group: str, folder: Path | str | None = None, part: str = "") -> Path:
+    """FOLDER/GROUP.jsonl, or FOLDER/GROUP-PART.jsonl; without a folder that of the checkout, or else results/ here, begun
+    with the published rows."""
+    name = f"{group}-{part}.jsonl" if part else f"{group}.jsonl"
     if folder or repository_results():
-        return Path(folder or repository_results()) / f"{group}.jsonl"
-    path, published = Path("results") / f"{group}.jsonl", results_folder() / f"{group}.jsonl"
+        return Path(folder or repository_results()) / name
+    path, published = Path("results") / name, results_folder() / name
     if published.is_file() and not path.exists():
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(published.read_bytes())

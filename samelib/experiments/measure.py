@@ -1,7 +1,7 @@
 """Measures one cell of the grid. What cells share (models, query logs) is made once and kept in the store."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from samelib.detectors.prada import watch_accounts
 from samelib.detectors.same import SameDetector, pass_noise, reconstruction_error
 from samelib.experiments.bench import OWN_VICTIM, Bench
 from samelib.experiments.cells import HEADLINES, INTERPOLATED, SAME, STEMS, Cell
+from samelib.experiments.defended import IN_GATEWAY, IN_SERVICE, in_gateway, in_service
 from samelib.experiments.results import provenance
 from samelib.experiments.run import evenly
 from samelib.metrics import accuracy, detection_metrics, tpr_at_threshold
@@ -28,7 +29,6 @@ ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 WEIGHTS = (0.0, 0.5, 1.0)  # SAME-Y, SAME, SAME-X
 RATIOS = (0.01, 0.05, 0.1, 0.3, 0.5, 0.9)  # the paper's Table 4
 ACCOUNTS = (1, 10, 100)
-KEPT = 20_000  # queries of a log that are kept for scoring, at even distances
 CURVE_IMAGES, CURVE_POINTS = 256, 20
 BINS = 40
 
@@ -39,11 +39,18 @@ def measure(cell: Cell, cache: Path | None = None) -> dict:
     """The result row of a cell: its names, its readings under `measured`, its provenance."""
     start = time.perf_counter()
     bench = _bench(cell.group, cell.tier, cell.seed, cache)
-    how = {"cost": _cost, "curve": _curve}.get(cell.attack, _accounts if cell.detector == "prada" else _detection)
-    measured = list(how(bench, cell))
+    measured = list(_how(cell)(bench, cell))
     device, data = bench.group.victim_train.device, bench.group.fingerprint
     origin = provenance(device, data, cell.seed, cell.tier, time.perf_counter() - start)
     return {"cell": str(cell)} | cell._asdict() | {"measured": measured} | origin
+
+
+def _how(cell: Cell) -> Callable[[Bench, Cell], Iterator[dict]]:
+    if cell.detector in IN_GATEWAY:
+        return in_gateway
+    if cell.detector in IN_SERVICE:
+        return in_service
+    return {"cost": _cost, "curve": _curve}.get(cell.attack, _accounts if cell.detector == "prada" else _detection)
 
 
 @lru_cache(maxsize=1)  # cells of one seed follow one another

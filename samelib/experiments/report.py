@@ -2,22 +2,28 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import mean, median
 
 from samelib.data.groups import COLOUR
 from samelib.detectors.posthoc import METHODS
 from samelib.experiments.cells import (
     BASELINES,
+    BENIGN,
     HEADLINES,
     NEAREST_JBDA,
+    OVER_HTTP,
     PROTOCOLS,
+    RESPONSES,
     SAME,
     SAME_MASK_0,
     SAME_SHARED,
     STEMS,
+    response_name,
 )
 from samelib.experiments.config import Preset, preset_for
 from samelib.experiments.results import load_rows, reported
 from samelib.metrics import mean_interval
+from samelib.responses import ProofOfWork, Reject
 
 Rows = list[dict]
 # The headline attacks as the rows name them: of the JBDA variant only what it asked beyond its seeds.
@@ -245,6 +251,43 @@ def accounts_table(rows: Rows) -> str:
     return markdown(header, lines)
 
 
+# Who asks at a door with a response: as the rows name them.
+USERS = (BENIGN, *LABELS)
+
+
+def responded(rows: Rows, response: str, user: str, *, http: bool = False, budget: int | None = None) -> Rows:
+    """One row a seed: honest users or an attack in front of SAME with that response, over a gateway or HTTP."""
+    budget = 0 if http else budget or budgets_of(rows)[-1]
+    return pick(rows, detector=response_name(response, http), attack=user, budget=budget)
+
+
+def responses_table(rows: Rows) -> str:
+    """Figure 4 in figures: queries answered, hashes of proof of work, and response times over HTTP."""
+    rejects = [name for name, response in RESPONSES.items() if isinstance(response, Reject)]
+    lines = []
+    for user in USERS:
+        shares = [spread(r["answered"] for r in responded(rows, name, user)) for name in rejects]
+        hashes = [r["hashes"] for r in responded(rows, "proof of work", user)]
+        found = [responded(rows, name, user, http=True) for name in OVER_HTTP]
+        times = [[1000 * median(r["times"]) for r in cell if r["times"]] for cell in found]
+        lines.append([user, *shares, f"{mean(hashes):,.0f}", *(f"{mean(t):.1f}" if t else "–" for t in times)])
+    header = ["queries", *(f"answered, {name}" for name in rejects), "hashes, proof of work"]
+    return markdown([*header, *(f"median ms over HTTP, {name}" for name in OVER_HTTP)], lines)
+
+
+def copies_table(rows: Rows) -> str:
+    """What the paper does not show: the copy that is stolen when SAME guards the door."""
+    names = [name for name, response in RESPONSES.items() if not isinstance(response, ProofOfWork)]
+    attacks = [(attack, budgets_of(rows)[-1]) for attack in LABELS] + [("dfme", preset_of(rows).dfme_budget)]
+    lines = []
+    for attack, budget in attacks:
+        found = [responded(rows, name, attack, budget=budget) for name in names]
+        figures = [spread(r[f"substitute_{k}"] for r in cell) for k in ("accuracy", "fidelity") for cell in found]
+        lines.append([attack, f"{budget:,}", *figures])
+    header = [f"{word}, {name}" for word in ("accuracy", "fidelity") for name in names]
+    return markdown(["attack", "budget", *header], lines)
+
+
 def attack_table(rows: Rows, labels: Sequence[str] = LABELS) -> str:
     """AUROC of SAME and of each term alone against the attacks of those labels, with the paper's SAME, and the
     substitute's accuracy and fidelity: a row an attack, budget and scoring."""
@@ -267,6 +310,7 @@ TARGET_TABLES: dict[str, Callable[[Rows], str]] = {
     "table2": detection_table,
     "table3": cost_table,
     "table4": lambda rows: ratio_table(rows, LABELS),
+    "figure4": lambda rows: f"{responses_table(rows)}\n\n{copies_table(rows)}",
     "figure7": width_table,
     "sharing": sharing_table,
     "audit": lambda rows: "\n\n".join(f"{a}\n\n{audit_table(rows, a)}" for a in (*LABELS, "jbda, unclipped")),

@@ -87,14 +87,15 @@ def _commit() -> str | None:
 def code_version(attacks_only: bool = False) -> str:
     """A digest of all code of samelib that decides a measured number: whatever its comments and docstrings say.
 
-    Attacks, detectors, models, data, training and measures count; storage, tables, figures and the command line do not.
+    Attacks, detectors, models, data, training, the service and measures count; storage, tables, figures and the command
+    line do not.
 
     Args:
         attacks_only: only what decides the queries of an attack on a given victim.
     """
     here = Path(samelib.__file__).parent
-    folders = ("attacks", "data", "models") if attacks_only else ("attacks", "data", "detectors", "models")
-    modules = () if attacks_only else ("config", "run", "cells", "bench", "measure")
+    folders = ("attacks", "data", "models") if attacks_only else ("attacks", "data", "detectors", "models", "service")
+    modules = () if attacks_only else ("config", "run", "cells", "bench", "measure", "defended")
     files = [*here.glob("*.py"), *(p for f in folders for p in (here / f).glob("*.py"))]
     files += [here / "experiments" / f"{name}.py" for name in modules]
     decisive = sorted(p for p in files if p.stem not in _INDIFFERENT)
