@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from samelib.experiments.cells import BASELINES, HEADLINES, SAME, SAME_MASK_0, SAME_SHARED
-from samelib.experiments.report import LABELS, Rows, budgets_of, detected, pick, width_names
+from samelib.experiments.cells import BASELINES, BENIGN, HEADLINES, SAME, SAME_MASK_0, SAME_SHARED
+from samelib.experiments.report import LABELS, Rows, budgets_of, detected, pick, responded, width_names
 
 LITTLE = 0.02  # two points: what counts as no difference
 Held = Iterator[bool]
@@ -22,7 +22,7 @@ class Claim(NamedTuple):
     Attributes:
         where: section, table or figure of the paper.
         what: the claim, in our words.
-        group: the data it is judged on.
+        group: the rows it is judged on, results/GROUP.jsonl.
         chapter: the notebook with the evidence.
         holds: rows -> the comparisons it is made of (NotMeasured where rows are missing); None: no row could judge it.
         most: the claim speaks of most cases: more than half of the comparisons must hold, not all.
@@ -153,14 +153,19 @@ def _accounts_blind_prada(rows: Rows) -> Held:
         yield one > 0 and hundred == 0
 
 
-def _users_least_affected(rows: Rows) -> Held:
-    budget = budgets_of(rows)[-1]
-    for attack in ("knockoff", "jbda", "dfme"):
-        found = detected(rows, SAME, attack, budget)
-        yield mean(found, "tpr_at_5%") > 2 * mean(found, "fpr_at_5%")
+def _attackers_suffer(response: str, suffered: Callable[[dict], float]) -> Callable[[Rows], Held]:
+    """Each attack suffers at least twice as much from the response as honest users do."""
+
+    def holds(rows: Rows) -> Held:
+        def average(user: str) -> float:
+            return mean([{"suffered": suffered(r)} for r in responded(rows, response, user)], "suffered")
+
+        return (average(attack) >= 2 * average(BENIGN) for attack in ("knockoff", "jbda", "dfme"))
+
+    return holds
 
 
-_8, _9, _12 = "08_baselines", "09_ablations", "12_reproduction"
+_8, _9, _10, _12 = "08_baselines", "09_ablations", "10_responses", "12_reproduction"
 CLAIMS = (
     Claim("Introduction", "a detector that needs each user's history (PRADA) catches the attack from one account and "
           "loses it when the queries come from many", "mnist", _8, _accounts_blind_prada),
@@ -187,8 +192,10 @@ CLAIMS = (
     Claim("Fidelity and Efficiency", "sharing the victim's structure saves memory and costs the victim no accuracy",
           "mnist", _9, _sharing_saves_memory),
     Claim("Figure 4, queries", "refusing flagged queries leaves normal users least affected (an attack's queries are "
-          "refused at least twice as often)", "mnist", _9, _users_least_affected),
-    Claim("Figure 4, response time", "proof of work delays attackers more than users", "mnist", _9, None),
+          "refused at least twice as often)", "mnist-responses", _10,
+          _attackers_suffer("reject 5 %", lambda row: 1 - row["answered"])),
+    Claim("Figure 4, response time", "proof of work delays attackers more than users (at least twice as many hashes a "
+          "query)", "mnist-responses", _10, _attackers_suffer("proof of work", lambda row: row["hashes"])),
     Claim("Figure 5", "on MNIST SAME and SAME-X perform alike (within two points)", "mnist", _9, _same_near_same_x),
     Claim("Figure 5", "on CIFAR-10 SAME leads and its variants are alike", "cifar10", _9, None),
     Claim("Table 4", "SAME's AUROC does not depend on the malicious ratio (within two points)",

@@ -26,6 +26,7 @@ from samelib.experiments.results import reported
 CLOSE = 2.0  # percentage points: as near as this is reproduced
 TIE = 1.0  # percentage points: as near as this, two figures are alike
 FACTOR = 1.25  # of seconds, as multiples of outlier exposure's
+SETS = tuple(dict.fromkeys([*TABLES, *(claim.group for claim in CLAIMS)]))  # of rows, each a file under results/
 REPRODUCED, ORDER, NOT, OPEN = VERDICTS = ("reproduced", "same order, other size", "not reproduced", "not attempted")
 
 
@@ -68,7 +69,7 @@ def _side(difference: float) -> int:
 
 def entries() -> list[Entry]:
     """Every cell of Tables 1 to 4, then every claim."""
-    rows = {group: evidence(group) for group in TABLES}
+    rows = {group: evidence(group) for group in SETS}
     found = [e for group in TABLES for e in _detection(group, rows[group])]
     found += [*_cost(rows["cifar10"]), *(e for group in TABLES for e in _ratios(group, rows[group]))]
     return found + [_claim(claim, rows[claim.group]) for claim in CLAIMS]
@@ -212,7 +213,7 @@ def _summary(found: list[Entry]) -> str:
 
 def _origins() -> str:
     lines = []
-    for group in TABLES:
+    for group in SETS:
         rows = evidence(group)
         if rows:
             kinds = [sorted({str(r[k]) for r in rows}) for k in ("tier", "seed", "commit", "code", "torch", "device")]
@@ -222,7 +223,7 @@ def _origins() -> str:
         else:
             lines.append([group, "0", "–", *["–"] * 7])
     header = [
-        "group",
+        "rows of",
         "cells",
         "sum of their time without cached models",
         "tier",
