@@ -16,6 +16,7 @@ from samelib.artifacts import ArtifactStore, load_folder
 from samelib.data.groups import Group, load_group
 from samelib.data.image_set import OutOfRangeWarning
 from samelib.data.real import from_npz, list_images, read_image
+from samelib.detectors.base import check_fpr
 from samelib.detectors.same import SameDetector
 from samelib.experiments import grid
 from samelib.experiments.cells import TARGETS, cells_of, check_names, targets_of
@@ -174,6 +175,7 @@ def serve(arguments: argparse.Namespace) -> None:
         victim = Victim.load(arguments.victim, device) if arguments.victim else None
         detector = SameDetector.load(arguments.detector, victim, device)
         refusal = Reject(detector.fpr if arguments.fpr is None else arguments.fpr)
+        check_fpr(refusal.fpr, len(detector.calibration_scores))  # below every p-value it would refuse nobody
         response = {"reject": refusal, "proof-of-work": work}.get(kind)
         made = app.create_app(detector.victim, None if kind == "off" else detector, response, office)
         bound.listen()  # who reads the next line can connect

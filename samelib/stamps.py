@@ -106,6 +106,8 @@ def solve(challenge: str, most_bits: int = 32) -> tuple[str, int]:
 class SpentStamps:
     """The nonces of spent stamps, each until it expires, in an SQLite file that survives the process.
 
+    Several processes of one machine may share the file (not one on a network drive: SQLite's locks do not reach there).
+
     Args:
         path: the file; None keeps them in memory, for a service whose secret dies with it.
         most: how many unexpired stamps are remembered, about 100 bytes each.
@@ -124,14 +126,21 @@ class SpentStamps:
                 "CREATE TABLE IF NOT EXISTS spent (nonce BLOB PRIMARY KEY, expires INTEGER NOT NULL) WITHOUT ROWID"
             )
             self._db.execute("CREATE INDEX IF NOT EXISTS by_expiry ON spent (expires)")
-            (self._count,) = self._db.execute("SELECT count(*) FROM spent").fetchone()
+            # In the file, not in the process: several processes may share it, and counting a million rows takes a while.
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS state (stamps INTEGER NOT NULL, forgotten_until INTEGER NOT NULL)"
+            )
+            self._db.execute(
+                "INSERT INTO state SELECT (SELECT count(*) FROM spent), 0 WHERE NOT EXISTS (SELECT 1 FROM state)"
+            )
         except sqlite3.Error as error:
             raise ValueError(
                 f"{path} cannot hold the spent stamps ({error}); name a new file in a writable folder"
             ) from error
 
     def __len__(self) -> int:
-        return self._count
+        with self._lock:
+            return self._db.execute("SELECT stamps FROM state").fetchone()[0]
 
     def holds(self, challenge: Challenge) -> bool:
         with self._lock:
@@ -144,20 +153,24 @@ class SpentStamps:
             now: milliseconds since 1970; what expired before is forgotten.
 
         Raises:
-            StampError: one is spent, or is there twice.
+            StampError: one is spent, is there twice, or expired while it waited: whether it was spent may be forgotten.
             SpentFull: there is no place for so many.
         """
         with self._lock, self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            forgotten = self._db.execute("DELETE FROM spent WHERE expires <= ?", [now]).rowcount
-            if self._count - forgotten + len(challenges) > self.most:
+            count, forgotten_until = self._db.execute("SELECT * FROM state").fetchone()
+            now = max(now, forgotten_until)
+            if any(challenge.expires <= now for challenge in challenges):
+                raise StampError("expired", "this stamp expired while it waited; ask for a new challenge")
+            count += len(challenges) - self._db.execute("DELETE FROM spent WHERE expires <= ?", [now]).rowcount
+            if count > self.most:
                 raise SpentFull(f"{self.most:,} stamps are spent and not yet expired")
             try:
                 rows = [(challenge.nonce, challenge.expires) for challenge in challenges]
                 self._db.executemany("INSERT INTO spent VALUES (?, ?)", rows)
             except sqlite3.IntegrityError as error:
                 raise StampError("spent", "this stamp was spent before; ask for a new challenge") from error
-            self._count += len(challenges) - forgotten
+            self._db.execute("UPDATE state SET stamps = ?, forgotten_until = ?", [count, now])
 
     def close(self) -> None:
         self._db.close()
@@ -228,7 +241,7 @@ class StampOffice:
         """Spends all of them or none.
 
         Raises:
-            StampError: one was spent meanwhile.
+            StampError: one was spent meanwhile, or expired.
             SpentFull: too many are spent and not yet expired.
         """
         self.spent.add(challenges, self._now())

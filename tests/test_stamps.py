@@ -206,6 +206,27 @@ def test_of_two_at_once_one_is_taken(tmp_path):
     assert len(taken) == 1
 
 
+def test_processes_may_share_the_file_of_stamps(tmp_path):
+    """Two connections stand for two processes; their clocks differ a little, as where one waits for the other."""
+    one, two = (SpentStamps(tmp_path / "stamps.sqlite", most=3) for _ in range(2))
+
+    def challenge(number: int, expires: int) -> Challenge:
+        return Challenge(0, expires, number.to_bytes(16, "big"), bytes(32))
+
+    one.add([challenge(0, 10)], 0)
+    with pytest.raises(StampError, match="spent before"):
+        two.add([challenge(0, 10)], 0)
+    one.add([challenge(number, 10) for number in (1, 2)], 0)
+    with pytest.raises(SpentFull):
+        two.add([challenge(3, 20)], 9)
+    two.add([challenge(3, 20)], 10)  # forgets what the other has taken
+    assert len(one) == len(two) == 1
+    with pytest.raises(StampError, match="expired"):  # forgotten by the other: it may have been spent
+        one.add([challenge(0, 10)], 9)
+    one.add([challenge(number, 20) for number in (4, 5)], 10)
+    assert len(one) == len(two) == 3
+
+
 def test_a_file_that_is_no_record_is_named(tmp_path):
     (tmp_path / "spent.sqlite").write_text("something else altogether, of some length " * 30)
     with pytest.raises(ValueError, match="spent.sqlite cannot hold"):

@@ -1,0 +1,296 @@
+"""book/defend.md: every program on the page is run as it stands there, and what its tables say is so.
+
+Only the tier and the address are changed, and a script's app is served from a thread of the test, on a free port.
+"""
+
+import io
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, NamedTuple
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+import torch
+import yaml
+from fastapi import FastAPI, Header, HTTPException, UploadFile
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from samelib import cli
+from samelib.data.groups import SIZES
+from samelib.data.synthetic import glyphs
+from samelib.detectors.same import SameDetector
+from samelib.service import server
+from samelib.service.client import as_png
+from samelib.service.intake import Limits
+from samelib.stamps import StampOffice
+
+PAGE = (Path(__file__).parents[1] / "book" / "defend.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```\{code-block\} (\w+)\n:name: ([\w-]+)\n(?::caption: ([\w.-]+)\n)?\n(.*?)^```$", re.M | re.S)
+URL = "http://127.0.0.1:8000"
+KEY = "of this test alone"
+KINDS = ("torch", "onnx", "remote")
+PROJECT = "from torch import nn\n\ndef build_model():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
+
+
+class Block(NamedTuple):
+    language: str
+    file: str
+    text: str
+
+
+BLOCKS = {name: Block(language, file or f"{name}.py", text) for language, name, file, text in BLOCK.findall(PAGE)}
+
+
+def linear_model() -> torch.nn.Sequential:
+    """Pixels in [0, 1] -> logits, trained for a moment on glyphs."""
+    images, model = glyphs("victim", 800), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+    optimiser = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(60):
+        loss = torch.nn.functional.cross_entropy(model(images.images / 255), images.labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return model.requires_grad_(False)
+
+
+def save_onnx(model: torch.nn.Sequential, path: Path) -> None:
+    """The same model as an ONNX file with a free batch dimension."""
+    weights = [onnx.numpy_helper.from_array(p.numpy(), n) for n, p in (("w", model[1].weight), ("b", model[1].bias))]
+    nodes = [
+        onnx.helper.make_node("Flatten", ["pixels"], ["flat"]),
+        onnx.helper.make_node("Gemm", ["flat", "w", "b"], ["logits"], transB=1),
+    ]
+    pixels = onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, ["n", 1, 28, 28])
+    logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["n", 10])
+    graph = onnx.helper.make_graph(nodes, "linear", [pixels], [logits], weights)
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(made)
+    onnx.save(made, path)
+
+
+def little_api(model: torch.nn.Sequential) -> FastAPI:
+    """Somebody else's service: one PNG file a request, and a key."""
+    app = FastAPI()
+    app.state.limits = Limits()
+
+    @app.post("/classify")
+    async def classify(file: UploadFile, authorization: Annotated[str, Header()]):
+        if authorization != f"Bearer {KEY}":
+            raise HTTPException(401)
+        pixels = np.array(Image.open(io.BytesIO(await file.read())), dtype=np.float32) / 255
+        return {"probabilities": model(torch.from_numpy(pixels)[None]).softmax(1)[0].tolist()}
+
+    return app
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+    """What a reader has: images, a model in three forms, a key in the environment."""
+    folder, model = tmp_path_factory.mktemp("stand-ins"), linear_model()
+    benign, fresh = glyphs("victim", 700).images.split([600, 100])
+    np.savez(folder / "benign.npz", images=benign.numpy())
+    np.savez(folder / "fresh.npz", images=fresh.numpy())
+    (folder / "digit.png").write_bytes(as_png(fresh[0]))
+    (folder / "my_project.py").write_text(PROJECT)
+    torch.save(model.state_dict(), folder / "model.pt")
+    save_onnx(model, folder / "model.onnx")
+    with server.running(little_api(model)) as url:
+        yield SimpleNamespace(folder=folder, model=model, image=fresh[:1], url=url, cache=folder / "cache")
+
+
+class Desk:
+    """A folder with the stand-ins, in which blocks of the page are run."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def write(self, name: str, url: str = URL) -> Path:
+        block = BLOCKS[name]
+        text = block.text.replace('TIER = "lecture"', 'TIER = "smoke"').replace(URL, url)
+        (self.folder / block.file).write_text(text)
+        return self.folder / block.file
+
+    def run(self, name: str, url: str = URL) -> dict:
+        """The block's variables after it ran."""
+        for module in ("victim", "my_project"):  # of another desk
+            sys.modules.pop(module, None)
+        return runpy.run_path(str(self.write(name, url)))
+
+    def shell(self, name: str, before: str = "", url: str = URL) -> str:
+        """What the block prints in bash after `before`."""
+        words = ["bash", "-ec", before + BLOCKS[name].text.replace(URL, url)]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(words, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def app(self, name: str) -> FastAPI:
+        """The app that a block serves on the page's address."""
+        served = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(server, "bound_socket", lambda host, port: (host, port))
+            patch.setattr(server, "serve", lambda app, bound: served.append((app, bound)))
+            self.run(name)
+        ((app, bound),) = served
+        assert bound == ("127.0.0.1", 8000)
+        return app
+
+    def app_of_command(self, name: str) -> tuple[FastAPI, str]:
+        """The app that a block's `samelib serve` serves (on any free port), and the secret that it set."""
+        printed = self.shell(name, 'samelib() { printf "%s\\n" "$SAMELIB_SECRET" "$@"; }\n')
+        secret, *words = printed.splitlines()
+        served = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(server, "serve", lambda app, bound: served.append(app))
+            if secret:
+                patch.setenv("SAMELIB_SECRET", secret)
+            cli.main([*words, "--port", "0"])
+        return served[0], secret
+
+
+@pytest.fixture
+def desk(stand_ins, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAMELIB_CACHE", str(stand_ins.cache))  # the three kinds share their autoencoder
+    monkeypatch.setenv("MODEL_URL", stand_ins.url)
+    monkeypatch.setenv("MODEL_KEY", KEY)
+    monkeypatch.delenv("SAMELIB_SECRET", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # victim.py is another file each time
+    folder = tmp_path / "desk"
+    shutil.copytree(stand_ins.folder, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    return Desk(folder)
+
+
+@pytest.fixture
+def fitted(desk):
+    """A desk on which the PyTorch module has its detector."""
+    desk.write("victim-torch")
+    desk.run("fit")
+    return desk
+
+
+def predict(url: str) -> dict:
+    """What a service says to digit.png."""
+    answer = httpx.post(f"{url}/v1/predict", files={"image": Path("digit.png").read_bytes()})
+    return answer.raise_for_status().json()["results"][0]
+
+
+def metrics(url: str) -> dict[str, object]:
+    return {family.name: family for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text)}
+
+
+# The programs
+
+
+def test_every_program_of_the_page_has_a_name_and_is_short():
+    assert set(BLOCKS) == {*(f"victim-{kind}" for kind in KINDS), "fit", "serve", "serve-command", "ask-curl",
+                           "ask-gateway", "ask-httpx", "hash-rate", "serve-secret", "serve-stamps", "alerts",
+                           "recalibrate"}  # fmt: skip
+    assert PAGE.count("```") == 2 * len(BLOCKS), "a block of the page is not run"
+    lengths = {name: sum(bool(line.strip()) for line in block.text.splitlines()) for name, block in BLOCKS.items()}
+    assert max(lengths.values()) <= 22, lengths
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fit_and_serve(kind, desk, stand_ins, capsys):
+    desk.write(f"victim-{kind}")
+    fit = desk.run("fit")
+    said = re.search(r"([\d.]+)% of (\d+) benign images flagged, calibrated to 5%", capsys.readouterr().out)
+    assert said and float(said[1]) < 25 and int(said[2]) == len(fit["group"].benign_test)
+    expected = stand_ins.model(stand_ins.image / 255).softmax(1)
+    assert torch.allclose(fit["victim"](stand_ins.image / 127.5 - 1), expected, atol=1e-4)
+    with server.running(desk.app("serve")) as url:
+        result = predict(url)
+        assert result["status"] == "answered"
+        assert torch.allclose(torch.tensor([result["probabilities"]]), expected, atol=1e-4)
+        (count,) = [s.value for s in metrics(url)["samelib_p_value"].samples if s.name.endswith("_count")]
+        assert count == 1  # watched
+
+
+def test_clients_are_answered_for_work(fitted, stand_ins, monkeypatch, capsys):
+    monkeypatch.setenv("SAMELIB_SECRET", "of this test alone")
+    expected = stand_ins.model(stand_ins.image / 255).softmax(1)
+    with server.running(fitted.app("serve-stamps")) as url:
+        asked = fitted.run("ask-gateway", url)
+        assert torch.allclose(asked["probabilities"], expected, atol=1e-4) and asked["service"].log.hashes[0] > 0
+        asked = fitted.run("ask-httpx", url)
+        assert torch.allclose(torch.tensor([asked["result"]["probabilities"]]), expected, atol=1e-4)
+        assert metrics(url)["samelib_spent_stamps"].samples[0].value == 2
+    assert "'status': 'answered'" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="2\\^25 hashes"):  # it does not work for ever
+        asked["solve"](StampOffice(bytes(32)).issue(bytes(32), 25))
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
+def test_curl(fitted):
+    with server.running(fitted.app("serve")) as url:
+        assert json.loads(fitted.shell("ask-curl", url=url))["results"][0]["status"] == "answered"
+
+
+def test_commands(detector, desk):
+    detector.save("detector")  # as `samelib fit` makes it: with a victim of samelib's
+    app, secret = desk.app_of_command("serve-command")
+    with server.running(app) as url:
+        assert predict(url)["status"] == "answered" and not secret
+    app, secret = desk.app_of_command("serve-secret")
+    with server.running(app) as url:
+        assert predict(url)["status"] == "challenge" and len(secret) == 64
+        assert Path("stamps.sqlite").exists()
+
+
+def test_hash_rate(desk, capsys):
+    found = desk.run("hash-rate")
+    assert found["wait"] == found["ProofOfWork"]().benign_hashes / found["rate"]
+    assert "hashes a second" in capsys.readouterr().out
+
+
+def test_recalibrate(fitted):
+    found = fitted.run("recalibrate")
+    again = SameDetector.load("detector-2", found["victim"])
+    assert len(again.calibration_scores) == len(found["fresh"])
+    assert torch.equal(again.calibration_scores, found["detector"].calibration_scores)
+
+
+# What the page says
+
+
+def test_alerts_and_table_name_metrics_that_exist(fitted):
+    with server.running(fitted.app("serve")) as url:
+        predict(url)
+        there = metrics(url)
+    named = set(re.findall(r"samelib_\w+", BLOCKS["alerts"].text + "".join(re.findall(r"^\| `samelib.*", PAGE, re.M))))
+    assert {re.sub("_(total|bucket|count)$", "", name) for name in named} == {
+        name for name in there if not name.endswith("_created")
+    }
+    (group,) = yaml.safe_load(BLOCKS["alerts"].text)["groups"]
+    assert all({"alert", "expr", "for"} == set(rule) for rule in group["rules"])
+    assert {s.labels.get("le") for s in there["samelib_p_value"].samples} > {"0.05"}
+    assert there["samelib_requests"].samples[0].labels == {"status": "200"}
+
+
+def test_limits_are_the_defaults():
+    rows = re.findall(r"^\| `(\w+)` \| (\d+)( MiB)? \| (\d+)", PAGE, re.M)
+    assert {name: int(value) * (2**20 if mib else 1) for name, value, mib, _ in rows} == vars(Limits())
+
+
+def test_about_one_image_in_thirty_is_behind_the_threshold():
+    for sizes in SIZES.values():
+        held_out = sizes.calibration + sizes.benign_test + sizes.seeds
+        assert 28 < 5 * 2 * held_out / sizes.calibration < 36
+
+
+def test_serve_refuses_a_rate_that_would_refuse_nobody(detector, desk):
+    detector.save("detector")
+    with pytest.raises(SystemExit, match="needs 9999 benign images"):
+        cli.main(["serve", "detector", "--fpr", "0.0001", "--port", "0"])
