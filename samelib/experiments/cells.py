@@ -138,13 +138,11 @@ def _audit(settings: Preset) -> Plan:
 
 
 def _responses(settings: Preset) -> Plan:
-    """Each response in front of each user; the DFME attacker also with the budget at which the theft succeeds."""
-    small, large = settings.budgets[1], settings.dfme_budget
+    """Each response in front of each user."""
     for name in RESPONSES:
-        yield from ((response_name(name), "fixed", user, small) for user in USERS)
+        yield from ((response_name(name), "fixed", user, settings.budgets[1]) for user in USERS)
     for name in OVER_HTTP:
         yield from ((response_name(name, http=True), "fixed", user, 0) for user in USERS)
-    yield from ((response_name(name), "fixed", "dfme", large) for name in ("no response", "reject 5 %"))
 
 
 def _widths(settings: Preset) -> list[str]:

@@ -255,10 +255,9 @@ def accounts_table(rows: Rows) -> str:
 USERS = (BENIGN, *LABELS)
 
 
-def responded(rows: Rows, response: str, user: str, *, http: bool = False, budget: int | None = None) -> Rows:
-    """One row a seed: honest users or an attack in front of SAME with that response, over a gateway or HTTP."""
-    budget = 0 if http else budget or budgets_of(rows)[-1]
-    return pick(rows, detector=response_name(response, http), attack=user, budget=budget)
+def responded(rows: Rows, response: str, user: str, *, http: bool = False) -> Rows:
+    """One row a seed: honest users or an attack in front of SAME with that response, at a gateway or over HTTP."""
+    return pick(rows, detector=response_name(response, http), attack=user)
 
 
 def responses_table(rows: Rows) -> str:
@@ -278,14 +277,13 @@ def responses_table(rows: Rows) -> str:
 def copies_table(rows: Rows) -> str:
     """What the paper does not show: the copy that is stolen when SAME guards the door."""
     names = [name for name, response in RESPONSES.items() if not isinstance(response, ProofOfWork)]
-    attacks = [(attack, budgets_of(rows)[-1]) for attack in LABELS] + [("dfme", preset_of(rows).dfme_budget)]
     lines = []
-    for attack, budget in attacks:
-        found = [responded(rows, name, attack, budget=budget) for name in names]
-        figures = [spread(r[f"substitute_{k}"] for r in cell) for k in ("accuracy", "fidelity") for cell in found]
-        lines.append([attack, f"{budget:,}", *figures])
-    header = [f"{word}, {name}" for word in ("accuracy", "fidelity") for name in names]
-    return markdown(["attack", "budget", *header], lines)
+    for attack in LABELS:
+        found = [responded(rows, name, attack) for name in names]
+        lines.append(
+            [attack, *(spread(r[f"substitute_{k}"] for r in c) for k in ("accuracy", "fidelity") for c in found)]
+        )
+    return markdown(["attack", *(f"{word}, {name}" for word in ("accuracy", "fidelity") for name in names)], lines)
 
 
 def attack_table(rows: Rows, labels: Sequence[str] = LABELS) -> str:
