@@ -106,7 +106,7 @@ class ProofOfWork(Response):
     def work(self, queries: Tensor, bits: Tensor) -> Work:
         if self.hash_rate is not None:
             hashes = torch.from_numpy(self._drawn.geometric(2.0 ** -bits.double().numpy()))
-            return Work(hashes, hashes / self.hash_rate)
+            return Work(hashes, hashes.double() / self.hash_rate)
         done = [self._solved(query, int(b)) for query, b in zip(queries, bits, strict=True)]
         hashes, seconds = zip(*done, strict=True)
         return Work(torch.tensor(hashes), torch.tensor(seconds, dtype=torch.float64))

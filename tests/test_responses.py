@@ -106,7 +106,7 @@ def test_simulated_work_is_geometric_and_its_seconds_are_modelled(even, ranked):
     hashes, seconds = response.work(grey(*[0.0] * 4_000), torch.full((4_000,), 6))
     assert hashes.min() >= 1 and abs(float(hashes.double().mean()) / 64 - 1) < 0.06  # about 4 standard errors
     assert abs(float((hashes > 64).double().mean()) - (1 - 1 / 64) ** 64) < 0.04
-    assert torch.equal(seconds, hashes / 1e6)
+    assert torch.equal(seconds, hashes.double() / 1e6)
     again = ProofOfWork(6, 0, hash_rate=1e6, seed=3).work(grey(*[0.0] * 4_000), torch.full((4_000,), 6))
     assert torch.equal(again.hashes, hashes)
 

@@ -269,7 +269,8 @@ def responses_table(rows: Rows) -> str:
         hashes = [r["hashes"] for r in responded(rows, "proof of work", user)]
         found = [responded(rows, name, user, http=True) for name in OVER_HTTP]
         times = [[1000 * median(r["times"]) for r in cell if r["times"]] for cell in found]
-        lines.append([user, *shares, f"{mean(hashes):,.0f}", *(f"{mean(t):.1f}" if t else "–" for t in times)])
+        figures = [f"{mean(v):,.{digits}f}" if v else "–" for v, digits in ((hashes, 0), *((t, 1) for t in times))]
+        lines.append([user, *shares, *figures])
     header = ["queries", *(f"answered, {name}" for name in rejects), "hashes, proof of work"]
     return markdown([*header, *(f"median ms over HTTP, {name}" for name in OVER_HTTP)], lines)
 
