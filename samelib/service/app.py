@@ -155,8 +155,8 @@ def as_json(reply: Reply) -> dict:
 
 async def _api_error(_: Request, error: ApiError) -> JSONResponse:
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    if error.status in (408, 413):
-        headers["Connection"] = "close"  # the rest of the body is not read
+    if error.status == 408:  # but not after 413: a connection that is closed while the client sends may lose the answer
+        headers["Connection"] = "close"
     return JSONResponse(error.body(), error.status, headers)
 
 
@@ -166,5 +166,7 @@ async def _http_error(_: Request, error: HTTPException) -> JSONResponse:
 
 
 async def _unexpected(_: Request, error: Exception) -> JSONResponse:
-    """A fault of the service or of its victim: uvicorn writes it into the log, the client is told no more than that."""
-    return JSONResponse(ApiError(500, "fault", "the service failed; this is no fault of the request").body(), 500)
+    """A fault of the service or of its victim: uvicorn writes it into the log and closes the connection, which the client
+    must know before it asks again; it is told no more than that."""
+    body = ApiError(500, "fault", "the service failed; this is no fault of the request").body()
+    return JSONResponse(body, 500, {"Connection": "close"})

@@ -45,7 +45,8 @@ class RemoteGateway(Gateway):
     """
 
     def __init__(self, url: str, budget: int | None = None, most_bits: int = 24, patience: float = 30.0):
-        self._http = httpx.Client(base_url=url, timeout=patience)
+        # A connection that rested for as long as the service keeps it might be closed while a request is on its way.
+        self._http = httpx.Client(base_url=url, timeout=patience, limits=httpx.Limits(keepalive_expiry=2.0))
         self.most_bits, self.patience = most_bits, patience
         try:
             found = self._sent("GET", "/v1/model")
@@ -93,13 +94,16 @@ class RemoteGateway(Gateway):
                 answer = self._http.request(method, path, **content)
             except httpx.HTTPError as error:
                 raise RemoteError(f"no answer from {self._http.base_url}: {error or type(error).__name__}") from error
-            pause = int(answer.headers.get("retry-after", 1))
+            pause = _pause(answer)
             if answer.status_code not in BUSY or time.monotonic() + pause > end:
                 break
             time.sleep(pause)
         if answer.status_code != 200:
             raise RemoteError(f"{self._http.base_url} refused the request ({answer.status_code}): {_reason(answer)}")
-        return answer.json()
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise RemoteError(f"what answers at {self._http.base_url} is no service of samelib") from error
 
     def close(self) -> None:
         self._http.close()
@@ -109,6 +113,12 @@ class RemoteGateway(Gateway):
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _pause(answer: httpx.Response) -> int:
+    """Seconds that a busy service asks to wait; 1 where it says nothing, or a date."""
+    said = answer.headers.get("retry-after", "")
+    return int(said) if said.isdecimal() and len(said) < 10 else 1
 
 
 def _reason(answer: httpx.Response) -> str:

@@ -3,9 +3,11 @@
 import asyncio
 import io
 import json
+import logging
 import warnings
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -13,9 +15,15 @@ import torch
 from PIL import Image
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from samelib.stamps import STAMP_LENGTH
+
+# Pillow warns of large images before it unpacks them; here they are refused by then (see decode_image). Set once, because
+# warnings.catch_warnings is not safe in threads.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of characters that a client sent
 
 MODES = {1: ("1", "L"), 3: ("L", "P", "RGB")}  # Pillow's modes that an image of so many channels may come in
 
@@ -83,7 +91,7 @@ async def read_body(stream: AsyncIterator[bytes], headers: Headers, limits: Limi
     """The body, if it is not too large and arrives in time.
 
     Raises:
-        ApiError: 413 or 408.
+        ApiError: 413, 408, or 400 that nobody reads: the client is gone.
     """
     too_large = ApiError(413, "too_large", f"a request has at most {limits.body:,} bytes; send fewer images")
     if int(headers.get("content-length", 0)) > limits.body:  # the server has checked that it is a number
@@ -95,6 +103,8 @@ async def read_body(stream: AsyncIterator[bytes], headers: Headers, limits: Limi
                 body += chunk
                 if len(body) > limits.body:
                     raise too_large
+    except ClientDisconnect:
+        raise ApiError(400, "malformed", "the connection ended within the request") from None
     except TimeoutError:
         raise ApiError(408, "too_slow", f"the request did not arrive in {limits.body_seconds:g} seconds") from None
     return bytes(body)
@@ -164,11 +174,12 @@ def decode_image(data: bytes, image_shape: tuple[int, int, int], place: int) -> 
     """
     channels, height, width = image_shape
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             if image.size != (width, height):
                 words = f"image is {image.width} x {image.height} pixels, the service takes {width} x {height}"
                 raise ApiError(422, "image_size", words, place)
+            if getattr(image, "n_frames", 1) != 1:
+                raise ApiError(422, "image_file", "the file holds several pictures; send one a file", place)
             if image.mode not in MODES[channels]:
                 kind = "8-bit grey" if channels == 1 else "8-bit RGB, without transparency"
                 raise ApiError(422, "image_mode", f"image has mode {image.mode}, the service takes {kind}", place)
@@ -193,7 +204,7 @@ def _from_json(body: bytes, shape: tuple[int, int, int], limits: Limits) -> tupl
         raise ApiError(
             422, "fields", 'the body must be an object with "images", and "stamps" where they were asked for'
         )
-    images, stamps = content.get("images"), content.get("stamps") or []
+    images, stamps = content.get("images"), content.get("stamps", [])
     if not isinstance(images, list):
         raise ApiError(422, "fields", '"images" must be a list of images [C][H][W] of integers 0..255')
     if not isinstance(stamps, list) or not all(stamp is None or isinstance(stamp, str) for stamp in stamps):
@@ -203,13 +214,13 @@ def _from_json(body: bytes, shape: tuple[int, int, int], limits: Limits) -> tupl
 
 
 def _pixels(image, shape: tuple[int, int, int], place: int) -> np.ndarray:
+    """Nested lists as uint8 [C, H, W]. NumPy sees them last: of a long text among short ones it would make gigabytes."""
     words = f"an image is [{shape[0]}][{shape[1]}][{shape[2]}] integers 0..255"
-    try:
-        array = np.array(image)
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise ApiError(422, "image_shape", f"{words}; this one is ragged", place) from error
-    if array.shape != shape:
-        raise ApiError(422, "image_shape", f"{words}; this one is {list(array.shape)}", place)
-    if array.dtype.kind != "i" or array.min() < 0 or array.max() > 255:
+    values = [image]
+    for size in shape:
+        if not all(isinstance(part, list) and len(part) == size for part in values):
+            raise ApiError(422, "image_shape", f"{words}; this one has another shape", place)
+        values = list(chain.from_iterable(values))
+    if set(map(type, values)) != {int} or min(values) < 0 or max(values) > 255:
         raise ApiError(422, "image_values", f"{words}; this one holds something else", place)
-    return array.astype(np.uint8)
+    return np.array(values, dtype=np.uint8).reshape(shape)

@@ -3,7 +3,7 @@ has a line for every element."""
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from samelib.models.classifiers import Victim
 from samelib.service.intake import Limits
@@ -19,7 +19,7 @@ A stamp is good once, for that image, for a few minutes. `samelib.service.client
 class Model(BaseModel):
     """What the service takes: images of shape [C, H, W], at most `most_images` a request; and how many classes it names."""
 
-    image_shape: tuple[int, int, int]
+    image_shape: list[int] = Field(min_length=3, max_length=3)  # a tuple comes out as OpenAPI 3.1 does not have it
     classes: int
     most_images: int
 
@@ -66,18 +66,19 @@ _ERRORS = {
 
 def predict(victim: Victim, limits: Limits) -> dict:
     """The arguments that describe POST /v1/predict to FastAPI."""
-    nested = {"type": "integer", "minimum": 0, "maximum": 255}
+    nested = {"type": "integer", "minimum": 0, "maximum": 255, "description": "written without a decimal point"}
     for size in reversed(victim.image_shape):
         nested = {"type": "array", "items": nested, "minItems": size, "maxItems": size}
     several = {"minItems": 1, "maxItems": limits.images}
     stamp = {"type": "string", "description": "the challenge, a dot and a decimal number; empty for none"}
+    or_null = stamp | {"type": ["string", "null"]}
     as_json = {
         "type": "object",
         "required": ["images"],
         "additionalProperties": False,
         "properties": {
             "images": {"type": "array", "items": nested} | several,
-            "stamps": {"type": "array", "items": stamp, "maxItems": limits.images},
+            "stamps": {"type": "array", "items": or_null, "maxItems": limits.images},
         },
     }
     as_form = {

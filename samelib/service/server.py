@@ -1,7 +1,9 @@
 """uvicorn with what it leaves to others: a deadline for headers, and a way to run inside a notebook."""
 
 import asyncio
+import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -91,7 +93,9 @@ def make_server(app: FastAPI) -> uvicorn.Server:
 
 
 def serve(app: FastAPI, bound: socket.socket) -> None:
-    """Serves until SIGINT or SIGTERM, then answers what it accepted and returns."""
+    """Serves until SIGINT or SIGTERM, then answers what it accepted and exits with 0."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))  # uvicorn raises the signal once more after its stop
     make_server(app).run(sockets=[bound])
 
 
@@ -115,3 +119,4 @@ def running(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Iterator[st
     finally:
         server.should_exit = True
         thread.join()
+        bound.close()

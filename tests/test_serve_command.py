@@ -1,0 +1,224 @@
+"""`samelib serve`: what it refuses at the start, and what it does as a process: restart, stop."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from serving import as_json, ask, connect, fault, new_stamps, probabilities, read_all, wait_for
+
+import samelib.service
+from samelib import cli
+from samelib.artifacts import save_folder
+from samelib.data.image_set import to_float
+from samelib.detectors.same import SameDetector
+from samelib.models.classifiers import Victim, build_classifier
+from samelib.service.server import bound_socket
+
+SECRET = "a secret of these tests"
+
+
+@pytest.fixture(scope="module")
+def folder(detector, tmp_path_factory):
+    return detector.save(tmp_path_factory.mktemp("saved") / "detector")
+
+
+@pytest.fixture(autouse=True)
+def no_secret(monkeypatch):
+    monkeypatch.delenv("SAMELIB_SECRET", raising=False)
+
+
+def refusal(*words: object) -> str:
+    """The one line in which `samelib serve` ends."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["serve", *map(str, words), *([] if "--port" in words else ["--port", "0"])])
+    said = str(stop.value)
+    assert said.startswith("samelib: ") and "\n" not in said
+    return said
+
+
+def classifier(path, shape, classes):
+    Victim.of(build_classifier("conv3", shape, classes), shape, classes, "conv3").save(path)
+    return path
+
+
+def test_a_victim_that_does_not_match(folder, tmp_path):
+    said = refusal(folder, "--victim", classifier(tmp_path / "colour", (3, 32, 32), 10))
+    assert "victim takes images (3, 32, 32), the detector (1, 28, 28)" in said
+    said = refusal(folder, "--victim", classifier(tmp_path / "classes", (1, 28, 28), 7))
+    assert "victim has 7 classes, the detector 10" in said
+
+
+def test_a_detector_that_was_saved_without_its_victim(detector, tmp_path):
+    black_box = Victim(detector.victim.answer, detector.victim.image_shape, detector.victim.classes)
+    alone = SameDetector.load(detector.save(tmp_path / "whole"), black_box)
+    assert "without its victim" in refusal(alone.save(tmp_path / "alone"))
+
+
+def test_folders_that_hold_no_detector(folder, tmp_path):
+    assert "nowhere holds no readable card.json" in refusal(tmp_path / "nowhere")
+    assert "holds a classifier, not a detector" in refusal(classifier(tmp_path / "victim", (1, 28, 28), 10))
+    assert "holds a same-detector, not a classifier" in refusal(folder, "--victim", folder)
+    save_folder(tmp_path / "other", {}, {"kind": "log"})
+    assert "holds a log, not a detector" in refusal(tmp_path / "other")
+    (tmp_path / "file").write_text("something else")
+    assert "holds no readable card.json" in refusal(tmp_path / "file")
+
+
+def test_a_damaged_detector(detector, tmp_path):
+    damaged = detector.save(tmp_path / "damaged")
+    weights = bytearray((damaged / "weights.safetensors").read_bytes())
+    weights[-5] ^= 1
+    (damaged / "weights.safetensors").write_bytes(weights)
+    assert "weights.safetensors is damaged" in refusal(damaged)
+    card = (damaged / "card.json").read_text().replace('"classes": 10', '"classes": 9')
+    (damaged / "card.json").write_text(card)
+    assert "card.json is damaged" in refusal(damaged)
+
+
+def test_a_taken_port(folder):
+    with bound_socket("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = refusal(folder, "--port", port)
+    assert f"cannot serve on 127.0.0.1 port {port}" in said and "choose another" in said
+
+
+def test_a_refused_start_leaves_its_port_free(tmp_path):
+    with bound_socket("127.0.0.1", 0) as bound:
+        port = bound.getsockname()[1]
+    refusal(tmp_path / "nowhere", "--port", port)
+    bound_socket("127.0.0.1", port).close()
+
+
+WORK = ("--response", "proof-of-work")
+
+
+def test_a_secret_and_a_file_of_stamps_go_together(folder, tmp_path, monkeypatch):
+    stamps = tmp_path / "stamps.sqlite"
+    assert "go together" in refusal(folder, *WORK, "--stamps", stamps)
+    monkeypatch.setenv("SAMELIB_SECRET", SECRET)
+    said = refusal(folder, *WORK)
+    assert "go together" in said and SECRET not in said
+    monkeypatch.setenv("SAMELIB_SECRET", "short")
+    assert "5 bytes, it needs 16" in refusal(folder, *WORK, "--stamps", stamps)
+    monkeypatch.setenv("SAMELIB_SECRET", SECRET)
+    other = tmp_path / "notes.txt"
+    other.write_text("something else " * 500)
+    assert "cannot hold the spent stamps" in refusal(folder, *WORK, "--stamps", other)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--fpr", "0"], "above 0 and below 1"),
+        ([*WORK, "--base-bits", "39"], "40 together"),
+        ([*WORK, "--most-bits", "-1"], "at least 0"),
+        (["--host", "192.0.2.1"], "cannot serve on 192.0.2.1"),  # an address of nobody's, kept for documents
+    ],
+)
+def test_settings_that_cannot_be(folder, words, message):
+    assert message in refusal(folder, *words)
+
+
+def test_a_missing_extra_is_named(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    monkeypatch.delitem(sys.modules, "samelib.service.app", raising=False)
+    monkeypatch.delattr(samelib.service, "app", raising=False)
+    said = refusal(folder)
+    assert "needs fastapi" in said and "pip install 'samelib[serve]'" in said
+
+
+def test_it_is_for_this_machine_alone_unless_told():
+    assert cli.parser().parse_args(["serve", "folder"]).host == "127.0.0.1"
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for word in ("SAMELIB_SECRET", "samelib[serve]", "/docs", "reject"):
+        assert word in shown
+
+
+@contextmanager
+def process(folder, *words, **environment):
+    """A running `samelib serve`, and a client of it."""
+    command = [sys.executable, "-m", "samelib.cli", "serve", str(folder), "--port", "0", *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as running:
+        try:
+            said = running.stdout.readline()
+            found = re.match(r"(http://127\.0\.0\.1:\d+)/docs  response: ", said)
+            assert found, said + running.stderr.read()
+            with httpx.Client(base_url=found[1], timeout=60) as client:
+                assert client.get("/healthz").status_code == 200
+                yield running, client
+        finally:
+            running.kill()
+
+
+@pytest.mark.slow
+def test_a_stamp_cannot_be_spent_twice_across_a_restart(folder, group, tmp_path):
+    few = [*WORK, "--base-bits", 2, "--most-bits", 2, "--stamps", tmp_path / "stamps.sqlite"]
+    images = group.benign_test.images[:2]
+    with process(folder, *few, SAMELIB_SECRET=SECRET) as (first, client):
+        stamps = new_stamps(client, images)
+        answer = ask(client, images[:1], stamps[:1])
+        assert answer.json()["results"][0]["status"] == "answered"
+        first.kill()  # it has no time to put anything away
+    with process(folder, *few, SAMELIB_SECRET=SECRET) as (second, client):
+        assert fault(ask(client, images[:1], stamps[:1])) == (403, "spent")
+        assert probabilities(ask(client, images[1:], stamps[1:])).shape == (1, 10)  # the other is still good
+        second.send_signal(signal.SIGINT)
+        assert second.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_a_stop_answers_what_was_accepted(folder, group, victim):
+    images = group.benign_test.images[:6]
+    with process(folder, "--response", "watch") as (running, client):
+        bodies = [httpx.Request("POST", "http://here", **as_json(image[None])).content for image in images]
+        accepted = [begun(client, body) for body in bodies]
+        running.send_signal(signal.SIGTERM)
+        wait_for(lambda: refuses_connections(client))
+        for connection, body in zip(accepted, bodies, strict=True):
+            connection.sendall(body[10:])
+        answers = [httpx_response(read_all(connection)) for connection in accepted]
+        assert running.wait(30) == 0
+        said = running.stderr.read()
+    expected = victim(to_float(images))
+    for answer, row in zip(answers, expected, strict=True):
+        assert probabilities(answer)[0].tolist() == pytest.approx(row.tolist(), abs=1e-4)
+    assert "Traceback" not in said and "rror" not in said
+
+
+def begun(client: httpx.Client, body: bytes) -> socket.socket:
+    """A connection whose request the service has begun to read: it has asked for the body and got a part of it."""
+    connection = connect(client)
+    connection.sendall(
+        b"POST /v1/predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+        b"Content-Length: %d\r\n\r\n" % len(body)
+    )
+    assert connection.recv(65_536).startswith(b"HTTP/1.1 100 ")
+    connection.sendall(body[:10])
+    return connection
+
+
+def refuses_connections(client: httpx.Client) -> bool:
+    try:
+        connect(client).close()
+    except OSError:
+        return True
+    return False
+
+
+def httpx_response(raw: bytes) -> httpx.Response:
+    head, _, body = raw.partition(b"\r\n\r\n")
+    return httpx.Response(int(head.split()[1]), content=body)
