@@ -18,6 +18,7 @@ from samelib.artifacts import save_folder
 from samelib.data.image_set import to_float
 from samelib.detectors.same import SameDetector
 from samelib.models.classifiers import Victim, build_classifier
+from samelib.service import server
 from samelib.service.server import bound_socket
 
 SECRET = "a secret of these tests"
@@ -29,8 +30,13 @@ def folder(detector, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def no_secret(monkeypatch):
+def no_secret_and_no_service_in_this_process(monkeypatch):
     monkeypatch.delenv("SAMELIB_SECRET", raising=False)
+
+    def served(*_):
+        raise AssertionError("this should have been refused, and would be served for ever")
+
+    monkeypatch.setattr(server, "serve", served)
 
 
 def refusal(*words: object) -> str:

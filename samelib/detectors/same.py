@@ -209,10 +209,12 @@ class SameDetector(Detector):
         answer = (self.victim(received) if answers is None else answers).to(x.device)
         distance = deviation if protocol.deviation == "squared" else kl_deviation
         r = d = 0.0
-        for row in noise:
-            reconstruction = self.reconstruct(seen, row[None], self.settings.mask_ratio)
-            r = r + reconstruction_error(seen, reconstruction)
-            d = d + distance(answer, self._predict_auxiliary(reconstruction))
+        for rows in noise.split(max(1, BATCH // len(x))):  # few images: several passes at once, as one batch
+            passes = len(rows)
+            images, answers = seen.repeat(passes, 1, 1, 1), answer.repeat(passes, 1)
+            reconstruction = self.reconstruct(images, rows.repeat_interleave(len(x), 0), self.settings.mask_ratio)
+            r = r + reconstruction_error(images, reconstruction).view(passes, -1).sum(0)
+            d = d + distance(answers, self._predict_auxiliary(reconstruction)).view(passes, -1).sum(0)
         return r / len(noise), d / len(noise)
 
     @torch.inference_mode()

@@ -1,13 +1,15 @@
 """The tables of README.md, from result rows: `python -m samelib.experiments.readme` prints them."""
 
-from samelib.experiments.report import cost_table, grid_rows, markdown, summary_table
+from samelib.experiments.report import copies_table, cost_table, grid_rows, markdown, responses_table, summary_table
 from samelib.experiments.results import load_rows
 
 
 def readme_tables() -> list[str]:
     """In the order in which they stand there."""
     rows = grid_rows("mnist", "lecture")
-    return [summary_table(rows), cost_table(rows), benchmark_tables()]
+    responses = grid_rows("mnist-responses", "lecture")
+    guarded = [responses_table(responses), copies_table(responses)]
+    return [summary_table(rows), cost_table(rows), *guarded, benchmark_tables(), service_tables()]
 
 
 def benchmark_tables() -> str:
@@ -31,6 +33,32 @@ def benchmark_tables() -> str:
         markdown(["masked autoencoder", "images/s", "times the reference", "of the matrix ceiling"], models),
         markdown(["detector", "queries", "queries/s", "victim's time = 1", "growth of memory"], detectors),
         markdown(["attack", "budget", "queries/s", "victim's time = 1", "growth"], attacks),
+    ])  # fmt: skip
+
+
+def service_tables() -> str:
+    """The service under load beside itself without detection; a long run whose every answer was checked; stops."""
+    rows = [row for row in load_rows("benchmarks") if row["benchmark"].startswith("service: ")]
+    loads, soaks, stops = [], [], []
+    for row in rows:
+        name = row["benchmark"].removeprefix("service: ")
+        if "ratio_to_off" in row:
+            ratio = f"{row['ratio_to_off']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+            times = [f"{row[name]:.1f}" for name in ("p50_ms", "p99_ms", "service_cpu_ms")]
+            loads.append([name, f"{row['queries_per_second']:,.0f}", ratio, *times])
+        elif "growth_mib" in row:
+            counts = [f"{row[name]:,.0f}" for name in ("requests", "answered", "refused", "wrong", "lost")]
+            memory = [f"{row[name]:,.0f} MiB" for name in ("resident_mib", "growth_mib")]
+            soaks.append(
+                [name.removeprefix("soak, "), *counts, *memory, f"{row['stamps_spent']:,.0f}", row["spent_twice"]]
+            )
+        elif "stops" in row:
+            stops.append([row[name] for name in ("stops", "accepted", "answered", "lost")])
+    asked = ["requests", "answered", "refused", "wrong", "lost", "held", "growth", "stamps spent", "twice"]
+    return "\n\n".join([
+        markdown(["service", "queries/s", "detection off = 1", "p50, ms", "p99, ms", "its own ms a query"], loads),
+        markdown(["soak", *asked], soaks),
+        markdown(["SIGTERM under load, times", "requests accepted", "answered", "lost"], stops, 0),
     ])  # fmt: skip
 
 
