@@ -44,11 +44,12 @@ def smoke(tmp_path_factory) -> Grid:
 
 
 def test_every_cell_is_there(smoke):
-    everything = set(targets_of("glyphs", ["all"]))
-    for name, targets in (
-        ("glyphs", everything - {"figure4"}), ("glyphs-responses", ["figure4"]), ("shapes", ["table2", "table3"])
-    ):  # fmt: skip
-        wanted = cells_of(name.removesuffix("-responses"), "smoke", [0], targets)
+    files = {"shapes": ["table2", "table3"]}
+    for target in targets_of("glyphs", ["all"]):
+        files.setdefault("-".join(filter(None, ("glyphs", TARGETS[target].part))), []).append(target)
+    assert set(files) == {"glyphs", "glyphs-responses", "glyphs-http", "shapes"}
+    for name, targets in files.items():
+        wanted = cells_of(name.split("-")[0], "smoke", [0], targets)
         assert [r["cell"] for r in load_cells(smoke.results / f"{name}.jsonl")] == [str(c) for c in wanted]
 
 
@@ -74,9 +75,10 @@ def test_every_target_is_drawn(smoke):
 
 
 def test_tables_have_no_gaps(smoke):
-    everything = set(TARGET_TABLES) - {"table2", "figure4"}
-    for name, targets in (("glyphs", everything), ("glyphs-responses", {"figure4"}), ("shapes", {"table2", "table3"})):
-        for target in targets:
+    for name in ("glyphs", "glyphs-responses", "glyphs-http", "shapes"):
+        group, _, part = name.partition("-")
+        wanted = ("table2", "table3") if group == "shapes" else set(TARGET_TABLES) - {"table2"}
+        for target in (t for t in wanted if TARGETS[t].part == part):
             table = TARGET_TABLES[target](smoke.rows(name))
             body = [line for line in table.splitlines() if line.startswith("| ")]
             if target != "accounts":  # an account without an alarm has no first alarm
@@ -130,7 +132,7 @@ def test_costs_are_parts_of_a_whole(smoke):
 
 
 def test_responses_act_on_every_user(smoke):
-    rows = smoke.rows("glyphs-responses")
+    rows, http = smoke.rows("glyphs-responses"), smoke.rows("glyphs-http")
     for user in report.USERS:
         answered = {name: report.responded(rows, name, user)[0]["answered"] for name in RESPONSES}
         assert answered["no response"] == answered["proof of work"] == 1.0
@@ -139,7 +141,7 @@ def test_responses_act_on_every_user(smoke):
         (work,) = report.responded(rows, "proof of work", user)
         assert work["hashes"] > 2**10 and work["times"] == sorted(work["times"]) and work["times"][0] > 0
         for name in OVER_HTTP:
-            (there,) = report.responded(rows, name, user, http=True)
+            (there,) = report.responded(http, name, user, http=True)
             assert there["queries"] <= 50 and min(there["times"]) > 0
     (benign,) = report.responded(rows, "proof of work", "benign")
     (noise,) = report.responded(rows, "proof of work", "dfme")
@@ -155,13 +157,13 @@ def test_without_a_response_the_copy_is_the_one_of_the_tables(smoke):
 
 
 def test_figures_come_from_rows_alone(smoke, monkeypatch):
-    rows, responses = smoke.rows("glyphs"), smoke.rows("glyphs-responses")
+    rows, responses, http = (smoke.rows(f"glyphs{part}") for part in ("", "-responses", "-http"))
     for module in ("torch", "samelib.experiments.measure", "samelib.data.real"):
         monkeypatch.setitem(sys.modules, module, None)  # nothing may be computed or loaded
     drawn = dict.fromkeys(
         (figures.figure1, figures.figure5, figures.figure6, figures.figure7, figures.alpha_figure), rows
     )
-    for draw, found in (drawn | {figures.figure4: responses}).items():
+    for draw, found in (drawn | {figures.figure4: responses, figures.http_figure: http}).items():
         figure = draw(found)
         assert all(axis.get_xlabel() or axis.get_ylabel() for axis in figure.axes)
         figures.plt.close(figure)

@@ -1,6 +1,6 @@
 """The paper's figures, drawn from result rows alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -96,37 +96,47 @@ def grouped_bars(
 
 
 def figure4(rows: Rows) -> Figure:
-    """Queries answered under each response; the work that proof of work asks (modelled); response times over HTTP."""
-    figure = plt.figure(figsize=(9, 6.6))
-    axes = figure.subplot_mosaic([["answered", "answered"], ["work", "time"]], height_ratios=(1, 1.1))
-    groups = {BENIGN: BENIGN} | SHORT
+    """Queries answered under each response, and the seconds of proof of work that they cost (modelled)."""
+    figure = plt.figure(figsize=(9, 3.8))
+    bars, work = figure.subplots(1, 2, width_ratios=(3, 2))
     shares = {n: (lambda user, n=n: [r["answered"] for r in responded(rows, n, user)]) for n in RESPONSES}
-    grouped_bars(axes["answered"], groups, shares, chance=None)
-    axes["answered"].set(ylabel="queries answered (%)")
-    work = {"proof of work": lambda user: responded(rows, "proof of work", user)}
-    times = {n: (lambda user, n=n: responded(rows, n, user, http=True)) for n in OVER_HTTP}
-    for name, series in (("work", work), ("time", times)):
-        _time_ranges(axes[name], groups, series)
-    axes["work"].set(ylabel="seconds of work, modelled")
-    axes["time"].set(ylabel="response time over HTTP (s)")
-    figure.legend(*axes["answered"].get_legend_handles_labels(), ncols=len(RESPONSES), loc="outside upper center")
+    grouped_bars(bars, USER_NAMES, shares, chance=None)
+    bars.set_ylabel("queries answered (%)")
+    _time_ranges(work, rows, ("proof of work",))
+    work.set_ylabel("seconds of work, modelled")
+    figure.legend(*bars.get_legend_handles_labels(), ncols=len(RESPONSES), loc="outside upper center")
+    for axis in (bars, work):
+        axis.tick_params(axis="x", labelsize=9)
     return figure
 
 
-def _time_ranges(axis: Axes, groups: dict[str, str], series: dict[str, Callable[[str], Rows]]) -> None:
-    """Response times of answered queries: a dot at the median, lines to the quartiles (thick) and to 5 and 95 %."""
-    for i, (name, found) in enumerate(series.items()):
+def http_figure(rows: Rows) -> Figure:
+    """Figure 4's response times, of whole requests to a live service on loopback."""
+    figure = plt.figure(figsize=(7, 3.6))
+    axis = figure.subplots()
+    _time_ranges(axis, rows, OVER_HTTP, http=True)
+    axis.set_ylabel("response time over HTTP (s)")
+    return legend_above(figure)
+
+
+USER_NAMES = {BENIGN: BENIGN} | SHORT
+
+
+def _time_ranges(axis: Axes, rows: Rows, responses: Sequence[str], **how) -> None:
+    """Response times of answered queries: a mark at the median, lines to the quartiles (thick) and to 5 and 95 %."""
+    for i, name in enumerate(responses):
         number = list(RESPONSES).index(name)
-        for place, user in enumerate(groups):
-            seeds = [r["times"] for r in found(user) if r["times"]]
-            if not seeds:
+        look = {"color": COLOURS[number], "linestyle": "-"}
+        for place, user in enumerate(USER_NAMES):
+            seeds = [r["times"] for r in responded(rows, name, user, **how) if r["times"]]
+            if not seeds:  # nothing was answered
                 continue
-            x = place + 0.25 * (i - (len(series) - 1) / 2)
-            times = np.exp(np.log(seeds).mean(0))
-            axis.plot([x, x], times[[0, -1]], color=COLOURS[number], linestyle="-", linewidth=1)
-            axis.plot([x, x], times[[1, -2]], color=COLOURS[number], linestyle="-", linewidth=4)
-            axis.plot(x, times[2], marker="o^sD"[number], markersize=6, color=COLOURS[number], markeredgecolor="white")
-    axis.set_xticks(range(len(groups)), list(groups.values()), fontsize=9)
+            x, times = place + 0.25 * (i - (len(responses) - 1) / 2), np.exp(np.log(seeds).mean(0))
+            axis.plot([x, x], times[[0, -1]], linewidth=1, **look)
+            axis.plot([x, x], times[[1, -2]], linewidth=4, **look)
+            label = name if user == BENIGN else None
+            axis.plot(x, times[2], marker="o^sD"[number], markersize=6, markeredgecolor="white", label=label, **look)
+    axis.set_xticks(range(len(USER_NAMES)), list(USER_NAMES.values()))
     axis.set_yscale("log")
     axis.grid(axis="x", visible=False)
 
@@ -232,6 +242,7 @@ TARGET_FIGURES: dict[str, Callable[[Rows], Figure]] = {
     "figure1": figure1,
     "figure2": figure2,
     "figure4": figure4,
+    "http": http_figure,
     "figure5": figure5,
     "figure6": figure6,
     "figure7": figure7,

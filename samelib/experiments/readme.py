@@ -1,14 +1,22 @@
 """The tables of README.md, from result rows: `python -m samelib.experiments.readme` prints them."""
 
-from samelib.experiments.report import copies_table, cost_table, grid_rows, markdown, responses_table, summary_table
+from samelib.experiments.report import (
+    copies_table,
+    cost_table,
+    grid_rows,
+    http_table,
+    markdown,
+    responses_table,
+    summary_table,
+)
 from samelib.experiments.results import load_rows
 
 
 def readme_tables() -> list[str]:
     """In the order in which they stand there."""
     rows = grid_rows("mnist", "lecture")
-    responses = grid_rows("mnist-responses", "lecture")
-    guarded = [responses_table(responses), copies_table(responses)]
+    responses, http = (grid_rows(f"mnist-{part}", "lecture") for part in ("responses", "http"))
+    guarded = [responses_table(responses), copies_table(responses), http_table(http)]
     return [summary_table(rows), cost_table(rows), *guarded, benchmark_tables(), service_tables()]
 
 
