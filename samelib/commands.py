@@ -179,7 +179,7 @@ def serve(arguments: argparse.Namespace) -> None:
         response = {"reject": refusal, "proof-of-work": work}.get(kind)
         made = app.create_app(detector.victim, None if kind == "off" else detector, response, office)
         bound.listen()  # who reads the next line can connect
-        print(f"http://{arguments.host}:{bound.getsockname()[1]}/docs  response: {response or kind}", flush=True)
+        print(f"{server.url_of(bound)}/docs  response: {response or kind}", flush=True)
         server.serve(made, bound)
 
 

@@ -30,7 +30,7 @@ from samelib.models.classifiers import Victim
 from samelib.responses import Reject
 from samelib.service.app import create_app
 from samelib.service.intake import Limits
-from samelib.service.server import bound_socket, running
+from samelib.service.server import bound_socket, running, url_of
 
 HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
 IMAGE = noise(1)
@@ -236,6 +236,12 @@ def test_a_service_that_does_not_start_is_said_to_be():
         running(create_app(Victim(broken, SHAPE, CLASSES))),
     ):
         pass
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_an_address_is_written_as_clients_need_it(host):
+    with bound_socket(host.strip("[]"), 0) as bound:
+        assert url_of(bound) == f"http://{host}:{bound.getsockname()[1]}"
 
 
 def test_a_taken_port_is_named():

@@ -74,6 +74,12 @@ def bound_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
+def url_of(bound: socket.socket) -> str:
+    """The address of a bound socket, as clients write it."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def make_server(app: FastAPI) -> uvicorn.Server:
     """The server of an app made by `create_app`, with its limits. It writes no access log: paths come from clients."""
     limits = app.state.limits
@@ -115,7 +121,7 @@ def running(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Iterator[st
             if not thread.is_alive():
                 raise RuntimeError("the service did not start; its log says why")
             time.sleep(0.01)
-        yield f"http://{host}:{bound.getsockname()[1]}"
+        yield url_of(bound)
     finally:
         server.should_exit = True
         thread.join()
