@@ -93,7 +93,7 @@ def run_service(folder: str, response: str, stamps: str, lifetime: float, record
     if record:
         made.add_middleware(Recorder, accepted)
     bound = server.bound_socket("127.0.0.1", 0)
-    print(f"http://127.0.0.1:{bound.getsockname()[1]}", flush=True)
+    print(server.url_of(bound), flush=True)
     try:
         server.serve(made, bound)
     finally:
