@@ -168,6 +168,15 @@ def connect(client: httpx.Client) -> socket.socket:
     return socket.create_connection((url.hostname, url.port), timeout=20)
 
 
+def is_closed(client: httpx.Client) -> bool:
+    """Has the service stopped taking connections?"""
+    try:
+        connect(client).close()
+    except OSError:  # refused, or reset by a socket that is being closed
+        return True
+    return False
+
+
 def dribble(connection: socket.socket, data: bytes, seconds: float = 20) -> None:
     """Sends a byte of `data` again and again, at 50 a second, until there is an answer or the connection ends."""
     end = time.monotonic() + seconds

@@ -8,8 +8,9 @@ from PIL import Image
 from samelib import cli
 from samelib.experiments import figures, grid, report
 from samelib.experiments.cells import OVER_HTTP, PROTOCOLS, RESPONSES, TARGETS, cells_of, targets_of
-from samelib.experiments.figures import TARGET_FIGURES
-from samelib.experiments.report import TARGET_TABLES, grid_rows, pick
+from samelib.experiments.defended_report import USERS, responded
+from samelib.experiments.figures import TARGET_FIGURES, TARGET_TABLES
+from samelib.experiments.report import grid_rows, pick
 from samelib.experiments.results import load_cells
 
 pytestmark = pytest.mark.slow
@@ -133,25 +134,25 @@ def test_costs_are_parts_of_a_whole(smoke):
 
 def test_responses_act_on_every_user(smoke):
     rows, http = smoke.rows("glyphs-responses"), smoke.rows("glyphs-http")
-    for user in report.USERS:
-        answered = {name: report.responded(rows, name, user)[0]["answered"] for name in RESPONSES}
+    for user in USERS:
+        answered = {name: responded(rows, name, user)[0]["answered"] for name in RESPONSES}
         assert answered["no response"] == answered["proof of work"] == 1.0
         if user in ("benign", "knockoff"):  # whose queries do not depend on the answers
             assert answered["reject 5 %"] <= answered["reject 1 %"]
-        (work,) = report.responded(rows, "proof of work", user)
+        (work,) = responded(rows, "proof of work", user)
         assert work["hashes"] > 2**10 and work["times"] == sorted(work["times"]) and work["times"][0] > 0
         for name in OVER_HTTP:
-            (there,) = report.responded(http, name, user, http=True)
+            (there,) = responded(http, name, user, http=True)
             assert there["queries"] <= 50 and min(there["times"]) > 0
-    (benign,) = report.responded(rows, "proof of work", "benign")
-    (noise,) = report.responded(rows, "proof of work", "dfme")
+    (benign,) = responded(rows, "proof of work", "benign")
+    (noise,) = responded(rows, "proof of work", "dfme")
     assert noise["hashes"] > 4 * benign["hashes"], "what looks strange works more"
-    assert report.responded(rows, "reject 5 %", "benign")[0]["answered"] > 0.9
+    assert responded(rows, "reject 5 %", "benign")[0]["answered"] > 0.9
 
 
 def test_without_a_response_the_copy_is_the_one_of_the_tables(smoke):
     for attack in ("knockoff", "dfme"):
-        (alone,) = report.responded(smoke.rows("glyphs-responses"), "no response", attack)
+        (alone,) = responded(smoke.rows("glyphs-responses"), "no response", attack)
         (table,) = report.detected(smoke.rows("glyphs"), "same", attack, 500)
         assert all(alone[f"substitute_{k}"] == table[f"substitute_{k}"] for k in ("accuracy", "fidelity"))
 

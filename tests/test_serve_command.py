@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from serving import as_json, ask, connect, fault, new_stamps, probabilities, read_all, wait_for
+from serving import as_json, ask, connect, fault, is_closed, new_stamps, probabilities, read_all, wait_for
 
 import samelib.service
 from samelib import cli
@@ -193,7 +193,7 @@ def test_a_stop_answers_what_was_accepted(folder, group, victim):
         bodies = [httpx.Request("POST", "http://here", **as_json(image[None])).content for image in images]
         accepted = [begun(client, body) for body in bodies]
         running.send_signal(signal.SIGTERM)
-        wait_for(lambda: refuses_connections(client))
+        wait_for(lambda: is_closed(client))
         for connection, body in zip(accepted, bodies, strict=True):
             connection.sendall(body[10:])
         answers = [httpx_response(read_all(connection)) for connection in accepted]
@@ -215,14 +215,6 @@ def begun(client: httpx.Client, body: bytes) -> socket.socket:
     assert connection.recv(65_536).startswith(b"HTTP/1.1 100 ")
     connection.sendall(body[:10])
     return connection
-
-
-def refuses_connections(client: httpx.Client) -> bool:
-    try:
-        connect(client).close()
-    except OSError:
-        return True
-    return False
 
 
 def httpx_response(raw: bytes) -> httpx.Response:

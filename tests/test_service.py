@@ -112,8 +112,9 @@ def test_challenge_then_stamp_then_answer(send):
     images = grey(0, 255)
     with service(response=WORK) as client:
         asked = results(client.post("/v1/predict", **send(images)))
-        assert [set(result) for result in asked] == [{"status", "challenge"}] * 2
-        bits = [read_challenge(result["challenge"]).bits for result in asked]
+        assert [set(result) for result in asked] == [{"status", "challenge", "bits"}] * 2
+        bits = [result["bits"] for result in asked]
+        assert bits == [read_challenge(result["challenge"]).bits for result in asked]
         assert bits == [WORK.base_bits, WORK.base_bits + WORK.most_bits]  # the stranger one costs more
         stamps = [solve(result["challenge"])[0] for result in asked]
         assert right(client.post("/v1/predict", **send(images, stamps)), images)

@@ -137,8 +137,8 @@ IMAGE = ("image", ("x.png", as_png(GOOD[0]), "image/png"))
 @pytest.mark.parametrize(
     ("files", "data", "expected"),
     [
-        ([IMAGE] * 9, {}, (400, "malformed")),  # the parser stops at the ninth
-        ([IMAGE], {"stamp": ["a"] * 9}, (400, "malformed")),
+        ([IMAGE] * 9, {}, (413, "too_many")),  # the parser stops at the ninth
+        ([IMAGE], {"stamp": ["a"] * 9}, (413, "too_many")),
         ([IMAGE], {"stamp": ["a"] * 2}, (422, "stamps")),
         ([IMAGE], {"stamp": "a" * 1_000}, (400, "malformed")),
         ([IMAGE], {"other": "a"}, (422, "fields")),

@@ -16,6 +16,7 @@ from serving import (
     dribble,
     fault,
     grey,
+    is_closed,
     metrics,
     noise,
     quarters,
@@ -215,15 +216,6 @@ def test_a_stop_answers_what_was_accepted(gate, pool):
         stopping.join()
         assert all(right(answer.result(), noise(1, seed)) for seed, answer in enumerate(asked))
         assert gate.batches == [1] * 8  # all of them after the stop
-
-
-def is_closed(client: httpx.Client) -> bool:
-    """Takes the service no new connections?"""
-    try:
-        connect(client).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # SystemExit, which threads ignore

@@ -52,6 +52,12 @@ ATTACK_VARIANTS: dict[str, tuple[str, dict]] = {
 NEAREST_JBDA = "jbda, direction -, step 0.2"  # the choice that comes nearest to the paper's figures, seeds left out
 HEADLINES = ("knockoff", "jbda", NEAREST_JBDA, "dfme")
 
+
+def without_seeds(jbda: str) -> str:
+    """The name in the rows of what a variant of JBDA asked beyond its seeds."""
+    return f"{jbda}, seeds left out"
+
+
 # SAME as it is scored by default (several masked passes), as the authors' code scores, and its variants.
 SAME, SAME_MASK_0, SAME_SHARED = "same", "same, mask 0", "same, shared trunk"
 BASELINES = ("outlier_exposure", "edm")
@@ -73,7 +79,7 @@ RESPONSES: dict[str, Policy | None] = {
 }
 OVER_HTTP = ("no response", "reject 5 %", "proof of work")
 BENIGN = "benign"
-USERS = (BENIGN, *HEADLINES)
+ASKERS = (BENIGN, *HEADLINES)
 
 
 def response_name(response: str, http: bool = False) -> str:
@@ -139,12 +145,12 @@ def _audit(settings: Preset) -> Plan:
 
 def _responses(settings: Preset) -> Plan:
     for name in RESPONSES:
-        yield from ((response_name(name), "fixed", user, settings.budgets[1]) for user in USERS)
+        yield from ((response_name(name), "fixed", user, settings.budgets[1]) for user in ASKERS)
 
 
 def _over_http(settings: Preset) -> Plan:
     for name in OVER_HTTP:
-        yield from ((response_name(name, http=True), "fixed", user, 0) for user in USERS)
+        yield from ((response_name(name, http=True), "fixed", user, 0) for user in ASKERS)
 
 
 def _widths(settings: Preset) -> list[str]:

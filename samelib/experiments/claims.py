@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from samelib.experiments.cells import BASELINES, BENIGN, HEADLINES, SAME, SAME_MASK_0, SAME_SHARED
-from samelib.experiments.report import LABELS, Rows, budgets_of, detected, pick, responded, width_names
+from samelib.experiments.defended_report import responded
+from samelib.experiments.report import LABELS, Rows, budgets_of, detected, pick, width_names
 
 LITTLE = 0.02  # two points: what counts as no difference
 Held = Iterator[bool]

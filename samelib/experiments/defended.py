@@ -8,7 +8,7 @@ from torch import Tensor
 
 from samelib.experiments.bench import Bench
 from samelib.experiments.cells import BENIGN, RESPONSES, SAME, Cell, response_name
-from samelib.experiments.run import evaluation, evenly
+from samelib.experiments.run import evaluation, evenly, parts_of_log
 from samelib.gateway import Gateway, Policy, QueryGateway
 from samelib.responses import ProofOfWork, Reject
 
@@ -71,14 +71,10 @@ def _detector(bench: Bench, response: Policy | None):
 
 
 def _readings(gateway: Gateway, place: Tensor, bench: Bench, cell: Cell) -> Iterator[dict]:
-    """What was answered and what it cost. `place` [N] is where each query stands in the attack's log: JBDA is read a
-    second time without its seeds."""
+    """What was answered and what it cost. `place` [N] is where each query stands in the attack's log."""
     answers = gateway.log.answers.cpu()
     hashes, seconds = _logged(gateway, "hashes"), _logged(gateway, "seconds")
-    parts = {cell.attack: torch.ones_like(place, dtype=torch.bool)}
-    if cell.attack.startswith("jbda"):
-        parts[f"{cell.attack}, seeds left out"] = place >= len(bench.group.seeds)
-    for label, part in parts.items():
+    for label, part in parts_of_log(cell.attack, place, len(bench.group.seeds)).items():
         answered = part & answers.isfinite().all(1)
         times = seconds[answered].double().quantile(torch.tensor(SHARES).double()) if answered.any() else []
         yield {

@@ -10,18 +10,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 
 from samelib.experiments.cells import BENIGN, OVER_HTTP, RESPONSES, SAME, SAME_MASK_0
+from samelib.experiments.defended_report import copies_table, http_table, responded, responses_table
 from samelib.experiments.report import (
     LABELS,
     NAMES,
-    TARGET_TABLES,
     VARIANTS,
     Rows,
+    accounts_table,
+    attack_table,
+    audit_table,
     budgets_of,
+    cost_table,
     detected,
+    detection_table,
     pick,
+    posthoc_table,
     preset_of,
-    responded,
+    ratio_table,
+    sharing_table,
     width_names,
+    width_table,
 )
 from samelib.metrics import mean_interval
 from samelib.plots import COLOURS, HATCHES, LINES
@@ -234,6 +242,22 @@ def alpha_figure(rows: Rows) -> Figure:
         axis.axhline(50, color="black", linewidth=0.8, linestyle=":")
     return legend_above(figure)
 
+
+# The tables of each target of `samelib reproduce`.
+TARGET_TABLES: dict[str, Callable[[Rows], str]] = {
+    "table1": detection_table,
+    "table2": detection_table,
+    "table3": cost_table,
+    "table4": lambda rows: ratio_table(rows, LABELS),
+    "figure4": lambda rows: f"{responses_table(rows)}\n\n{copies_table(rows)}",
+    "http": http_table,
+    "figure7": width_table,
+    "sharing": sharing_table,
+    "audit": lambda rows: "\n\n".join(f"{a}\n\n{audit_table(rows, a)}" for a in (*LABELS, "jbda, unclipped")),
+    "posthoc": posthoc_table,
+    "accounts": accounts_table,
+    "attacks": lambda rows: attack_table(rows, list(dict.fromkeys(r["attack"] for r in rows if "alpha" in r))),
+}
 
 # The figures of each target of `samelib reproduce`.
 TARGET_FIGURES: dict[str, Callable[[Rows], Figure]] = {

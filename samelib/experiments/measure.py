@@ -16,10 +16,10 @@ from samelib.detectors.edm import EDM
 from samelib.detectors.prada import watch_accounts
 from samelib.detectors.same import SameDetector, pass_noise, reconstruction_error
 from samelib.experiments.bench import OWN_VICTIM, Bench
-from samelib.experiments.cells import HEADLINES, INTERPOLATED, SAME, STEMS, Cell
+from samelib.experiments.cells import HEADLINES, INTERPOLATED, SAME, STEMS, Cell, without_seeds
 from samelib.experiments.defended import IN_GATEWAY, IN_SERVICE, in_gateway, in_service
 from samelib.experiments.results import provenance
-from samelib.experiments.run import evenly
+from samelib.experiments.run import evenly, parts_of_log
 from samelib.metrics import accuracy, detection_metrics, tpr_at_threshold
 from samelib.models.classifiers import Victim
 from samelib.models.mae import MaskedAutoencoder
@@ -79,10 +79,7 @@ def _known(bench: Bench, name: str, protocol: str) -> tuple[list[Reading], ...]:
 
 
 def _detection(bench: Bench, cell: Cell) -> Iterator[dict]:
-    """Detection of an attack that was run against this detector's own victim.
-
-    JBDA is measured a second time without its seeds: these are benign images, and no detector tells them apart.
-    """
+    """Detection of an attack that was run against this detector's own victim."""
     victim, detector, group = bench.victim(cell.detector), bench.detector(cell.detector, cell.protocol), bench.group
     queries, worth = bench.log(victim, cell.attack, cell.budget)
     benign, calibration = _known(bench, cell.detector, cell.protocol)
@@ -93,11 +90,8 @@ def _detection(bench: Bench, cell: Cell) -> Iterator[dict]:
         common["scoring"] = f"{same.passes} passes" if same.mask_ratio else "mask 0"
     place = evenly(torch.arange(len(queries)), len(group.benign_test))  # in the log, of the queries that are scored
     found = readings(detector, queries[place], cell.protocol)
-    parts = {cell.attack: torch.ones_like(place, dtype=torch.bool)}
-    if cell.attack.startswith("jbda"):
-        parts[f"{cell.attack}, seeds left out"] = place >= len(group.seeds)
     figures = cell.protocol == "fixed" and cell.budget == bench.settings.budgets[1] and cell.attack in HEADLINES
-    for label, part in parts.items():
+    for label, part in parts_of_log(cell.attack, place, len(group.seeds)).items():
         for (fields, scores), (_, clean), (_, known) in zip(found, benign, calibration, strict=True):
             alpha, malicious = fields.get("alpha", 0.5), scores[part.to(scores.device)]
             if cell.attack not in (*HEADLINES, "noise") and alpha not in (*WEIGHTS, 0.99):
@@ -200,7 +194,7 @@ def _curve(bench: Bench, cell: Cell) -> Iterator[dict]:
     s, group, victim = bench.settings, bench.group, bench.plain[0]
     images = {"benign": group.benign_test.images}
     images |= {name: bench.log(victim, name, s.budgets[1])[0] for name in ("knockoff", "jbda", "dfme")}
-    images |= {"jbda, seeds left out": images["jbda"][len(group.seeds) :]}
+    images |= {without_seeds("jbda"): images["jbda"][len(group.seeds) :]}
     device = group.victim_train.device
     images = {name: to_float(evenly(queries, CURVE_IMAGES)).to(device) for name, queries in images.items()}
     epochs = sorted({round(e) for e in np.geomspace(1, s.curve_train.epochs, CURVE_POINTS)})

@@ -1,14 +1,7 @@
 """The tables of README.md, from result rows: `python -m samelib.experiments.readme` prints them."""
 
-from samelib.experiments.report import (
-    copies_table,
-    cost_table,
-    grid_rows,
-    http_table,
-    markdown,
-    responses_table,
-    summary_table,
-)
+from samelib.experiments.defended_report import copies_table, http_table, responses_table
+from samelib.experiments.report import cost_table, grid_rows, markdown, summary_table
 from samelib.experiments.results import load_rows
 
 

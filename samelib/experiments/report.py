@@ -1,33 +1,28 @@
 """Tables from result rows, as Markdown: what the book says is written by these functions, never by hand."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import mean, median
 
 from samelib.data.groups import COLOUR
 from samelib.detectors.posthoc import METHODS
 from samelib.experiments.cells import (
     BASELINES,
-    BENIGN,
     HEADLINES,
     NEAREST_JBDA,
-    OVER_HTTP,
     PROTOCOLS,
-    RESPONSES,
     SAME,
     SAME_MASK_0,
     SAME_SHARED,
     STEMS,
-    response_name,
+    without_seeds,
 )
 from samelib.experiments.config import Preset, preset_for
 from samelib.experiments.results import load_rows, reported
 from samelib.metrics import mean_interval
-from samelib.responses import ProofOfWork, Reject
 
 Rows = list[dict]
 # The headline attacks as the rows name them: of the JBDA variant only what it asked beyond its seeds.
-OTHER_READING = f"{NEAREST_JBDA}, seeds left out"
+OTHER_READING = without_seeds(NEAREST_JBDA)
 LABELS = tuple(OTHER_READING if a == NEAREST_JBDA else a for a in HEADLINES)
 METRICS = {"auroc": "AUROC", "aupr": "AUPR", "fpr95": "FPR95", "fpr90": "FPR90"}
 NAMES = {"outlier_exposure": "OE", "edm": "EDM", SAME: "SAME", SAME_MASK_0: "SAME, mask 0"}
@@ -251,48 +246,6 @@ def accounts_table(rows: Rows) -> str:
     return markdown(header, lines)
 
 
-# Who asks at a door with a response: as the rows name them.
-USERS = (BENIGN, *LABELS)
-
-
-def responded(rows: Rows, response: str, user: str, *, http: bool = False) -> Rows:
-    """One row a seed: honest users or an attack in front of SAME with that response, at a gateway or over HTTP."""
-    return pick(rows, detector=response_name(response, http), attack=user)
-
-
-def responses_table(rows: Rows) -> str:
-    """Figure 4 in figures: queries answered, and hashes of proof of work."""
-    rejects = [name for name, response in RESPONSES.items() if isinstance(response, Reject)]
-    lines = []
-    for user in USERS:
-        shares = [spread(r["answered"] for r in responded(rows, name, user)) for name in rejects]
-        hashes = [r["hashes"] for r in responded(rows, "proof of work", user)]
-        lines.append([user, *shares, f"{mean(hashes):,.0f}" if hashes else "–"])
-    return markdown(["queries", *(f"answered, {name}" for name in rejects), "hashes, proof of work"], lines)
-
-
-def http_table(rows: Rows) -> str:
-    """Response times over HTTP, of the queries that were answered."""
-    lines = []
-    for user in USERS:
-        found = [responded(rows, name, user, http=True) for name in OVER_HTTP]
-        times = [[1000 * median(r["times"]) for r in cell if r["times"]] for cell in found]
-        lines.append([user, *(f"{mean(t):.1f}" if t else "–" for t in times)])
-    return markdown(["median response time, ms", *OVER_HTTP], lines)
-
-
-def copies_table(rows: Rows) -> str:
-    """What the paper does not show: the copy that is stolen when SAME guards the door."""
-    names = [name for name, response in RESPONSES.items() if not isinstance(response, ProofOfWork)]
-    lines = []
-    for attack in LABELS:
-        found = [responded(rows, name, attack) for name in names]
-        lines.append(
-            [attack, *(spread(r[f"substitute_{k}"] for r in c) for k in ("accuracy", "fidelity") for c in found)]
-        )
-    return markdown(["attack", *(f"{word}, {name}" for word in ("accuracy", "fidelity") for name in names)], lines)
-
-
 def attack_table(rows: Rows, labels: Sequence[str] = LABELS) -> str:
     """AUROC of SAME and of each term alone against the attacks of those labels, with the paper's SAME, and the
     substitute's accuracy and fidelity: a row an attack, budget and scoring."""
@@ -307,20 +260,3 @@ def attack_table(rows: Rows, labels: Sequence[str] = LABELS) -> str:
         theirs = f"{paper[0]['auroc']:.1f}" if paper else ""
         lines.append([label, f"{budget:,}", scoring, *figures, theirs, *copy])
     return markdown(["attack", "budget", "scoring", *VARIANTS, "paper", "accuracy", "fidelity"], lines, 3)
-
-
-# The tables of each target of `samelib reproduce`.
-TARGET_TABLES: dict[str, Callable[[Rows], str]] = {
-    "table1": detection_table,
-    "table2": detection_table,
-    "table3": cost_table,
-    "table4": lambda rows: ratio_table(rows, LABELS),
-    "figure4": lambda rows: f"{responses_table(rows)}\n\n{copies_table(rows)}",
-    "http": http_table,
-    "figure7": width_table,
-    "sharing": sharing_table,
-    "audit": lambda rows: "\n\n".join(f"{a}\n\n{audit_table(rows, a)}" for a in (*LABELS, "jbda, unclipped")),
-    "posthoc": posthoc_table,
-    "accounts": accounts_table,
-    "attacks": lambda rows: attack_table(rows, list(dict.fromkeys(r["attack"] for r in rows if "alpha" in r))),
-}

@@ -13,6 +13,7 @@ from samelib.attacks.knockoff import AdaptiveKnockoff, Knockoff
 from samelib.data.groups import Group
 from samelib.data.image_set import ImageSet
 from samelib.detectors.same_settings import SameSettings
+from samelib.experiments.cells import without_seeds
 from samelib.experiments.config import Preset
 from samelib.metrics import accuracy, fidelity
 from samelib.models.classifiers import Victim, build_classifier, predict
@@ -92,6 +93,15 @@ def scoring_variants(same: SameSettings) -> dict[str, SameSettings]:
         "mask 0": replace(same, mask_ratio=0.0, passes=1),
         f"{same.passes} passes": replace(same, mask_ratio=same.mae.mask_ratio),
     }
+
+
+def parts_of_log(attack: str, place: Tensor, seeds: int) -> dict[str, Tensor]:
+    """What is measured of an attack's queries that stand at `place` [N] in its log: by its name in the rows, a mask [N].
+
+    JBDA is measured a second time without its seeds: these are benign images, and no detector tells them apart.
+    """
+    parts = {attack: torch.ones_like(place, dtype=torch.bool)}
+    return parts | ({without_seeds(attack): place >= seeds} if attack.startswith("jbda") else {})
 
 
 def evenly(queries: Tensor, most: int) -> Tensor:

@@ -17,7 +17,7 @@ from samelib.service import schema
 from samelib.service.batching import QueueFull
 from samelib.service.guard import CHALLENGED, BadStamp, Guard, Reply
 from samelib.service.intake import ApiError, Limits, read_body, read_query
-from samelib.stamps import SpentFull, StampOffice
+from samelib.stamps import SpentFull, StampOffice, read_challenge
 
 
 class Metrics:
@@ -149,7 +149,7 @@ def as_json(reply: Reply) -> dict:
     if reply.probabilities is not None:
         result["probabilities"] = reply.probabilities
     if reply.kind == CHALLENGED:
-        result["challenge"] = reply.challenge
+        result |= {"challenge": reply.challenge, "bits": read_challenge(reply.challenge).bits}
     return result
 
 

@@ -150,7 +150,9 @@ async def _form_fields(body: bytes, headers: Headers, limits: Limits) -> tuple[l
     try:
         form = await MultiPartParser(headers, stream(), **most).parse()
     except (MultiPartException, ValueError) as error:
-        raise ApiError(400, "malformed", f"this is no form of at most {limits.images} images and stamps") from error
+        if str(getattr(error, "message", "")).startswith("Too many"):  # of files or fields: the parser's words
+            raise ApiError(413, "too_many", f"a form has at most {limits.images} images and stamps") from error
+        raise ApiError(400, "malformed", "this is no form of images and stamps that can be read") from error
     try:
         files, stamps = form.getlist("image"), form.getlist("stamp")
         wanted = all(isinstance(f, UploadFile) for f in files) and all(isinstance(s, str) for s in stamps)

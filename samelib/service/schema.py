@@ -11,7 +11,7 @@ from samelib.service.intake import Limits
 DESCRIPTION = """\
 Send images, get the probabilities of the classes. The service may answer a strange image with `refused`; or any image with
 a `challenge`, a proof of work: find a whole number such that SHA-256 of the text CHALLENGE.NUMBER (challenge, dot, decimal
-number) begins with the number of zero bits that the challenge names, and send the image again with that text as its stamp.
+number) begins with `bits` zero bits, and send the image again with that text as its stamp.
 A stamp is good once, for that image, for a few minutes. `samelib.service.client.RemoteGateway` does all this.
 """
 
@@ -25,11 +25,13 @@ class Model(BaseModel):
 
 
 class Result(BaseModel):
-    """What became of one image: probabilities where it was answered, a challenge where it has to be worked for."""
+    """What became of one image: probabilities where it was answered, a challenge where it has to be worked for, and how many zero
+    bits the digest of its stamp must begin with."""
 
     status: Literal["answered", "refused", "challenge"]
     probabilities: list[float] | None = None
     challenge: str | None = None
+    bits: int | None = None
 
 
 class Results(BaseModel):
