@@ -24,7 +24,7 @@ book: $(READY) ## run the notebooks, build the book and say where its first page
 # One process a core with one thread each: small models gain little from a second thread.
 test: lint ## lint, unit tests, every notebook at smoke tier, the book built and its pages checked
 	@echo "Testing: the book of the smoke tier will be in $(CURDIR)/_build/smoke-glyphs/html/"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## check style
 	@echo "Linting"

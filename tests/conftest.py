@@ -16,6 +16,13 @@ TINY_MAE = MAESettings(patch=7, width=24, depth=1, heads=2, decoder_depth=1, dec
 TINY_TRAIN = TrainSettings(epochs=1, batch=64, lr=1e-3)
 TINY_SAME = SameSettings(TINY_MAE, TrainSettings(8, 32, 3e-3), "conv3", TINY_TRAIN, passes=2, views=1)
 
+LONGEST = ("test_reproduce.py", "test_book.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: processes that share the files out among them then end at about the same time."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):

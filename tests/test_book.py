@@ -19,7 +19,6 @@ SMOKE = build.Build(ROOT, "smoke", "glyphs", 0)
 MENTION = (
     r"github(?:\.com)?/([\w-]+/same-book)(?:\.git)?(?:/blob/|/tree/|/archive/|@)(v?[\d.]*\d|\w+)"  # (repository, tag)
 )
-pytestmark = pytest.mark.xdist_group("book")  # one build for all
 every_notebook = pytest.mark.parametrize("name", NOTEBOOKS, ids=lambda name: Path(name).stem)
 
 

@@ -20,8 +20,6 @@ from samelib.detectors.same import SameDetector
 from samelib.experiments import pretrain
 from samelib.experiments.config import preset
 
-pytestmark = pytest.mark.xdist_group("torchrun")  # one undisturbed run for all
-
 # Trains, and asks for the same again. In float32, because rounding to bfloat16 hides what is compared here; with a
 # checkpoint after every epoch; and process 1 dies after the epoch it was told (0: never).
 SCRIPT = """

@@ -221,10 +221,6 @@ def test_a_plan_says_what_it_cannot_know(cells, tmp_path, monkeypatch):
 # On a Ray cluster
 
 
-def on_a_cluster(test):
-    return pytest.mark.slow(pytest.mark.xdist_group("ray")(test))  # one cluster for all
-
-
 @pytest.fixture(scope="module")
 def cluster():
     ray = pytest.importorskip("ray")
@@ -234,7 +230,7 @@ def cluster():
     ray.shutdown()
 
 
-@on_a_cluster
+@pytest.mark.slow
 def test_two_workers_measure_what_one_process_does(cluster, tmp_path):
     """Real cells: the rows are equal but for when, where and how long."""
     import torch
@@ -253,7 +249,7 @@ def test_two_workers_measure_what_one_process_does(cluster, tmp_path):
     assert len(serial) == 2 and serial == parallel
 
 
-@on_a_cluster
+@pytest.mark.slow
 def test_a_worker_that_dies_has_its_cell_run_again_once(cluster, cells, tmp_path):
     path, marks = tmp_path / "glyphs.jsonl", tmp_path / "marks"
     marks.mkdir()

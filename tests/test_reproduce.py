@@ -13,7 +13,7 @@ from samelib.experiments.figures import TARGET_FIGURES, TARGET_TABLES
 from samelib.experiments.report import grid_rows, pick
 from samelib.experiments.results import load_cells
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("reproduce")]  # one grid for all
+pytestmark = pytest.mark.slow
 
 
 class Grid:
