@@ -24,7 +24,7 @@ ATTACKS = {
     "knockoff": lambda data, how, seed=0, batch=32: Knockoff(data, "conv3", how, seed),
     "adaptive": lambda data, how, seed=0, batch=32: AdaptiveKnockoff(data, "conv3", how, seed, batch=batch),
     "jbda": lambda data, how, seed=0, batch=32: JBDA(data[:20], "conv3", how, seed),
-    "jbda-reservoir": lambda data, how, seed=0, batch=32: JBDA(data[:7], "conv3", how, seed, reservoir=40 * batch),
+    "jbda-reservoir": lambda data, how, seed=0, batch=32: JBDA(data[:50], "conv3", how, seed, reservoir=10 * batch),
     "dfme": lambda data, how, seed=0, batch=32: DFME(
         "conv3", replace(how, batch=batch), seed, attack=DFMESettings(directions=2, noise=8, width=4)
     ),

@@ -229,7 +229,7 @@ def test_clients_are_answered_for_work(fitted, stand_ins, monkeypatch, capsys):
         assert metrics(url)["samelib_spent_stamps"].samples[0].value == 2
     assert "'status': 'answered'" in capsys.readouterr().out
     with pytest.raises(ValueError, match="2\\^25 hashes"):  # it does not work for ever
-        asked["solve"](StampOffice(bytes(32)).issue(bytes(32), 25))
+        asked["solve"](StampOffice(bytes(32)).issue(bytes(32), 25), 25)
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
