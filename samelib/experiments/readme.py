@@ -57,7 +57,7 @@ def service_tables() -> str:
             stops.append([row[name] for name in ("stops", "accepted", "answered", "lost")])
     asked = ["requests", "answered", "refused", "wrong", "lost", "held", "growth", "stamps spent", "twice"]
     return "\n\n".join([
-        *([markdown(["service", "queries/s", "detection off = 1", "p50, ms", "p99, ms", "its own ms a query"], loads)] if loads else []),
+        markdown(["service", "queries/s", "detection off = 1", "p50, ms", "p99, ms", "its own ms a query"], loads),
         markdown(["soak", *asked], soaks),
         markdown(["SIGTERM under load, times", "requests accepted", "answered", "lost"], stops, 0),
     ])  # fmt: skip
