@@ -172,7 +172,7 @@ def is_closed(client: httpx.Client) -> bool:
     """Has the service stopped taking connections?"""
     try:
         connect(client).close()
-    except OSError:  # refused, or reset by a socket that is being closed
+    except ConnectionRefusedError:
         return True
     return False
 

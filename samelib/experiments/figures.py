@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 
-from samelib.experiments.cells import BENIGN, OVER_HTTP, RESPONSES, SAME, SAME_MASK_0
+from samelib.experiments.cells import BENIGN, OVER_HTTP, RESPONSES, SAME, SAME_MASK_0, without_seeds
 from samelib.experiments.defended_report import copies_table, http_table, responded, responses_table
 from samelib.experiments.report import (
     LABELS,
     NAMES,
+    OTHER_READING,
     VARIANTS,
     Rows,
     accounts_table,
@@ -35,8 +36,8 @@ from samelib.metrics import mean_interval
 from samelib.plots import COLOURS, HATCHES, LINES
 
 # Names that fit under an axis.
-SHORT = {label: label.replace("direction -, step 0.2, seeds left out", "−, 0.2,\nno seeds") for label in LABELS}
-KINDS = {"benign": "benign", "knockoff": "Knockoff", "jbda, seeds left out": "JBDA, no seeds", "dfme": "DFME"}
+SHORT = dict(zip(LABELS, LABELS, strict=True)) | {OTHER_READING: "jbda, −, 0.2,\nno seeds"}
+KINDS = {"benign": "benign", "knockoff": "Knockoff", without_seeds("jbda"): "JBDA, no seeds", "dfme": "DFME"}
 
 
 def score_histograms(axis: Axes, rows: Rows, title: str) -> None:

@@ -25,8 +25,8 @@ class Model(BaseModel):
 
 
 class Result(BaseModel):
-    """What became of one image: probabilities where it was answered, a challenge where it has to be worked for, and how many zero
-    bits the digest of its stamp must begin with."""
+    """What became of one image: probabilities where it was answered; where it has to be worked for, a challenge, and with
+    how many zero bits the digest of its stamp must begin."""
 
     status: Literal["answered", "refused", "challenge"]
     probabilities: list[float] | None = None
