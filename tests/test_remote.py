@@ -20,7 +20,7 @@ from samelib.service.app import create_app
 from samelib.service.client import RemoteError, RemoteGateway
 from samelib.service.intake import Limits
 from samelib.service.server import bound_socket, running
-from samelib.stamps import StampOffice
+from samelib.service.stamps import StampOffice
 
 BUDGET = 60
 

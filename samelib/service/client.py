@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samelib.data.image_set import check_queries, to_uint8
 from samelib.gateway import BudgetExceeded, Gateway
-from samelib.stamps import solve
+from samelib.service.stamps import solve
 
 BUSY = (429, 503)
 
