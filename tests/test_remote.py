@@ -10,11 +10,11 @@ import pytest
 import torch
 from serving import WORK, Gate, Ranked, ask, grey, metrics, noise, quarters, service, wait_for, wait_for_queue
 
+from reproduction.run import ATTACKS, make_attack
 from samelib.data.image_set import to_float
-from samelib.experiments.config import preset
-from samelib.experiments.run import ATTACKS, make_attack
 from samelib.gateway import BudgetExceeded, QueryGateway
 from samelib.models.classifiers import Victim
+from samelib.presets import preset
 from samelib.responses import ProofOfWork, Reject
 from samelib.service.app import create_app
 from samelib.service.client import RemoteError, RemoteGateway
