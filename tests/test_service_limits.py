@@ -8,7 +8,6 @@ import pytest
 import torch
 from serving import (
     CLASSES,
-    INFER,
     SHAPE,
     Gate,
     as_tensors,

@@ -12,7 +12,6 @@ from serving import (
     WORK,
     Clock,
     Gate,
-    as_files,
     as_tensors,
     ask,
     fault,

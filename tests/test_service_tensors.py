@@ -130,9 +130,7 @@ INPUTS = {
 @pytest.mark.parametrize("name", INPUTS)
 def test_inputs_that_are_refused(client, name):
     inputs, code = INPUTS[name]
-    answer = client.post(
-        INFER, content=json.dumps({"inputs": inputs}), headers={"content-type": "application/json"}
-    )
+    answer = client.post(INFER, content=json.dumps({"inputs": inputs}), headers={"content-type": "application/json"})
     assert fault(answer) == (422, code)
 
 

@@ -25,29 +25,24 @@ from samelib.service.schema import ERRORS
 
 PIXELS = {"UINT8": (0, 255), "FP32": (-1, 1)}  # range of each datatype that images may have
 
-Parameters = dict[str, str | float | bool]
-
 
 class InputTensor(BaseModel):
-    """Elements in row-major order, nested by the shape or flat."""
+    """Elements in row-major order, nested by the shape or flat. (`parameters`, here and elsewhere, are ignored.)"""
 
     name: Literal["image", "stamp"]
     shape: list[int]
     datatype: Literal["UINT8", "FP32", "BYTES"]
-    parameters: Parameters | None = None
     data: list[Any]  # checked by `_elements`: pydantic would report every wrong element
 
 
 class RequestedOutput(BaseModel):
     name: Literal["probabilities", "status", "challenge", "bits"]
-    parameters: Parameters | None = None
 
 
 class InferRequest(BaseModel):
     """`image` UINT8 or FP32 in [-1, 1] of shape [N, C, H, W]; and `stamp` BYTES [N], empty for an image without one."""
 
     id: str | None = None
-    parameters: Parameters | None = None
     inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=2)]
     outputs: list[RequestedOutput] | None = None
 
@@ -66,25 +61,6 @@ class InferResponse(BaseModel):
     model_name: str
     id: str | None = None
     outputs: list[OutputTensor]
-
-
-class TensorMetadata(BaseModel):
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-class ModelMetadata(BaseModel):
-    name: str
-    platform: str
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
-
-
-class ServerMetadata(BaseModel):
-    name: str
-    version: str
-    extensions: list[str]
 
 
 def _elements(tensor: InputTensor, shape: tuple[int, ...], types: set[type]) -> list:
@@ -122,7 +98,9 @@ def read_inputs(request: InferRequest, shape: tuple[int, int, int], most_images:
         raise ApiError(422, "datatype", "image is UINT8 or FP32, stamp is BYTES")
     count = image.shape[0] if image.shape else 0
     if not 1 <= count <= most_images:
-        raise ApiError(422, "shape", f"image has shape [N, {', '.join(map(str, shape))}] with N from 1 to {most_images}")
+        raise ApiError(
+            422, "shape", f"image has shape [N, {', '.join(map(str, shape))}] with N from 1 to {most_images}"
+        )
     low, high = PIXELS[image.datatype]
     values = _elements(image, (count, *shape), {int} if image.datatype == "UINT8" else {int, float})
     if not all(low <= value <= high for value in values):  # nor is NaN
@@ -145,6 +123,10 @@ def output_tensors(replies: list[Reply], classes: int) -> list[OutputTensor]:
     ]
 
 
+def _metadata(tensors: list[tuple[str, str, list[int]]]) -> list[dict]:
+    return [{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in tensors]
+
+
 def open_inference(
     reply: Callable[[Tensor, list[str]], Awaitable[list[Reply]]], victim: Victim, most_images: int, name: str
 ) -> APIRouter:
@@ -155,35 +137,29 @@ def open_inference(
     """
     if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
         raise ValueError(f"the model's name must be letters, digits, _, . and -, got {name!r}")
-    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
-    image = {"name": "image", "datatype": "UINT8", "shape": [-1, *victim.image_shape]}
-    stamp = {"name": "stamp", "datatype": "BYTES", "shape": [-1]}
+    inputs = [("image", "UINT8", [-1, *victim.image_shape]), ("stamp", "BYTES", [-1])]
     outputs = [(t.name, t.datatype, [-1, *t.shape[1:]]) for t in output_tensors([], victim.classes)]
-    metadata = ModelMetadata(
-        name=name,
-        platform="samelib",
-        inputs=[image, stamp],
-        outputs=[{"name": n, "datatype": datatype, "shape": shape} for n, datatype, shape in outputs],
-    )
+    metadata = {"name": name, "platform": "samelib", "inputs": _metadata(inputs), "outputs": _metadata(outputs)}
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
     @routes.get("/health/live", summary="200 while the service answers")
-    async def live() -> dict[str, bool]:
+    async def live() -> dict:
         return {"live": True}
 
     @routes.get("/health/ready", summary="200 once the model is loaded and warm")
-    async def ready() -> dict[str, bool]:
+    async def ready() -> dict:
         return {"ready": True}
 
     @routes.get("", summary="Name and version of the server")
-    async def server() -> ServerMetadata:
-        return ServerMetadata(name="samelib", version=__version__, extensions=[])
+    async def server() -> dict:
+        return {"name": "samelib", "version": __version__, "extensions": []}
 
     @routes.get(f"/models/{name}", summary="What the model takes and gives")
-    async def model() -> ModelMetadata:
+    async def model() -> dict:
         return metadata
 
     @routes.get(f"/models/{name}/ready", summary="200 once the model is loaded and warm")
-    async def model_ready() -> dict[str, str | bool]:
+    async def model_ready() -> dict:
         return {"name": name, "ready": True}
 
     @routes.post(
@@ -196,8 +172,7 @@ def open_inference(
         images, stamps = await asyncio.to_thread(read_inputs, request, victim.image_shape, most_images)
         tensors = output_tensors(await reply(images, stamps), victim.classes)
         if request.outputs is not None:
-            wanted = {output.name for output in request.outputs}
-            tensors = [tensor for tensor in tensors if tensor.name in wanted]
+            tensors = [tensor for tensor in tensors if tensor.name in {output.name for output in request.outputs}]
         return InferResponse(model_name=name, id=request.id, outputs=tensors)
 
     return routes
