@@ -125,9 +125,10 @@ def run_chapters(build: Build, names: list[str], jobs: int | None = None) -> lis
         return []
     stale.sort(key=lambda name: -last[name].get("papermill", {}).get("duration", float("inf")))
     write_kernel(build)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["papermill"])  # it takes seconds to import: once is enough
     errors = []
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs or os.cpu_count(), spawn, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(jobs or os.cpu_count(), context, max_tasks_per_child=1) as pool:
         running = {pool.submit(execute, build, name): name for name in stale}
         here = machine()
         for future in as_completed(running):
