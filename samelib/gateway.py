@@ -2,121 +2,140 @@
 
 import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from samelib.data.image_set import check_queries, quantise, to_uint8
+from samelib.data.image_set import received, to_uint8
+from samelib.detectors.base import Detector
 from samelib.models.classifiers import Victim
+from samelib.responses import Response
+
+
+class Verdict(NamedTuple):
+    """What becomes of queries.
+
+    Attributes:
+        queries: uint8 [N, C, H, W], as they were received.
+        answers: the victim's probabilities [N, K]; NaN in the rows of refused queries.
+        scores, p_values: the detector's, [N]; NaN where it did not look, None where there is no detector.
+        refused: bool [N].
+        bits: int64 [N]: work that the answer costs, 0 for none.
+    """
+
+    queries: Tensor
+    answers: Tensor
+    scores: Tensor | None
+    p_values: Tensor | None
+    refused: Tensor
+    bits: Tensor
+
+
+class Defence:
+    """The one way to a decision, in a gateway and in a service: victim, detector, response.
+
+    Every query, benign or malicious, is clamped to [-1, 1] and rounded to the 8-bit grid before anything sees it: what a
+    real image API receives.
+
+    Args:
+        victim: answers.
+        detector: scores; None: nothing is scored.
+        response: decides by the detector's p-values; None: everything is answered.
+
+    Raises:
+        ValueError: a response without a detector, or a detector that was fitted to other images or classes.
+    """
+
+    def __init__(self, victim: Victim, detector: Detector | None = None, response: Response | None = None):
+        if response is not None and detector is None:
+            raise ValueError("a response needs a detector that says which queries look strange; pass detector=...")
+        if watched := getattr(detector, "victim", None):
+            victim.require(watched.image_shape, watched.classes)
+        self.victim, self.detector, self.response = victim, detector, response
+
+    def judge(self, images: Tensor, paid: Tensor | None = None) -> Verdict:
+        """What becomes of images [N, C, H, W], uint8 or float in [-1, 1].
+
+        Args:
+            paid: bool [N]: queries whose work is done already are answered, and not scored again.
+
+        Raises:
+            TypeError, ValueError: the images are not what the victim takes (see `check_queries`).
+        """
+        x = received(images, self.victim.image_shape)
+        answers = self.victim(x)
+        refused, bits = torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.int64)
+        if self.detector is None:
+            return Verdict(to_uint8(x), answers, None, None, refused, bits)
+        unpaid = torch.ones(len(x), dtype=torch.bool) if paid is None else ~paid
+        scores, p_values = torch.full((2, len(x)), torch.nan)
+        if unpaid.any():
+            own = self.detector.score_received(x[unpaid.to(x.device)], answers[unpaid.to(answers.device)])
+            scores[unpaid] = own.cpu().float()
+            p_values[unpaid] = self.detector.p_values_of(own).cpu().float()
+            if self.response is not None:
+                refused[unpaid], bits[unpaid] = self.response.decide(p_values[unpaid])
+        answers = answers.masked_fill(refused[:, None].to(answers.device), torch.nan)
+        return Verdict(to_uint8(x), answers, scores, p_values, refused, bits)
 
 
 class BudgetExceeded(RuntimeError):
     """A query would overspend the query budget; nothing of it was answered or counted."""
 
 
-class Scorer(Protocol):
-    """What the gateway asks of a detector: queries [N, C, H, W] and answers [N, K] -> anomaly scores [N]; and, where
-    there is a response, scores [N] -> conformal p-values [N]."""
-
-    def score(self, x: Tensor, answers: Tensor) -> Tensor: ...
-    def p_values_of(self, scores: Tensor) -> Tensor: ...
-
-
-class Decision(NamedTuple):
-    """What a response decides about queries: `refused` bool [N], and `bits` int64 [N] of work that the answer costs."""
-
-    refused: Tensor
-    bits: Tensor
-
-
-class Work(NamedTuple):
-    """What clients did for their answers: `hashes` int64 [N], and `seconds` float64 [N], measured or modelled."""
-
-    hashes: Tensor
-    seconds: Tensor
-
-
-class Policy(Protocol):
-    """What the gateway asks of a response (see samelib.responses)."""
-
-    def decide(self, p_values: Tensor) -> Decision: ...
-    def work(self, queries: Tensor, bits: Tensor) -> Work: ...
-
-
-_COLUMNS = ("queries", "answers", "scores", "refused", "hashes", "seconds")
-
-
-@dataclass
 class QueryLog:
-    """Everything that went through the door, in order; the parts are joined when read."""
+    """Everything that went through a gateway, in order, as one tensor for each kind of record.
 
-    _parts: dict[str, list[Tensor]] = field(default_factory=lambda: {name: [] for name in _COLUMNS})
+    Attributes:
+        queries: uint8 [N, C, H, W], as the service received them.
+        answers: probabilities [N, K]; NaN where the query was refused.
+        scores: anomaly scores [N], where there was a detector.
+        refused, bits: bool [N] and the bits of work int64 [N], where there was a response.
+        hashes, seconds: int64 and float64 [N], of a `RemoteGateway`: the work that was done, and how long each took.
 
-    def add(self, **parts: Tensor) -> None:
-        for name, value in parts.items():
-            self._parts[name].append(value)
+    Raises:
+        AttributeError: on reading what the log does not hold.
+    """
 
-    def _joined(self, name: str) -> Tensor:
-        if not self._parts[name]:
-            raise LookupError(f"the log holds no {name}")
-        self._parts[name] = [torch.cat(self._parts[name])]
-        return self._parts[name][0]
+    def __init__(self):
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def add(self, **records: Tensor) -> None:
+        for name, values in records.items():
+            self._parts.setdefault(name, []).append(values)
+
+    def __getattr__(self, name: str) -> Tensor:
+        parts = self.__dict__.get("_parts", {}).get(name)
+        if parts is None:
+            raise AttributeError(f"the log holds no {name}")
+        parts[:] = [torch.cat(parts)]
+        return parts[0]
 
     def save(self, path: Path | str) -> None:
-        """Writes `images`, `answers` and what else the log holds as one .npz file, whole or not at all.
+        """Writes what the log holds as one .npz file (the queries as `images`), whole or not at all.
 
         Raises:
-            LookupError: nothing was asked yet.
+            ValueError: nothing was asked yet.
         """
+        if not self._parts:
+            raise ValueError("the log is empty: nothing was asked yet")
         path = Path(path)
-        arrays = {"images": self.queries, "answers": self.answers}
-        arrays |= {name: self._joined(name) for name in _COLUMNS[2:] if self._parts[name]}
+        arrays = {"images" if name == "queries" else name: getattr(self, name).cpu().numpy() for name in self._parts}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".part-{os.getpid()}-{path.name}")
         try:
             with open(temporary, "wb") as file:
-                np.savez_compressed(file, **{name: values.cpu().numpy() for name, values in arrays.items()})
+                np.savez_compressed(file, **arrays)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
-    @property
-    def queries(self) -> Tensor:
-        """uint8 [N, C, H, W], as the service received them."""
-        return self._joined("queries")
-
-    @property
-    def answers(self) -> Tensor:
-        """Probabilities [N, K]; NaN where the query was refused."""
-        return self._joined("answers")
-
-    @property
-    def scores(self) -> Tensor:
-        """Anomaly scores [N]; LookupError where the gateway had no detector."""
-        return self._joined("scores")
-
-    @property
-    def refused(self) -> Tensor:
-        """bool [N]; LookupError where the gateway had no response, as for the next two."""
-        return self._joined("refused")
-
-    @property
-    def hashes(self) -> Tensor:
-        """int64 [N]: the work that was done for each answer."""
-        return self._joined("hashes")
-
-    @property
-    def seconds(self) -> Tensor:
-        """float64 [N]: how long that work took the client, measured or modelled (see ProofOfWork)."""
-        return self._joined("seconds")
-
 
 class Gateway(ABC):
-    """A door to a victim: checks, counts and logs what goes through it.
+    """A door to a victim that counts and logs what goes through it.
 
     Args:
         image_shape, classes: (C, H, W) and K of the victim.
@@ -144,13 +163,12 @@ class Gateway(ABC):
             BudgetExceeded: N is more than what remains; nothing is answered or counted.
             TypeError, ValueError: the images are not what the service takes (see `check_queries`).
         """
-        x = check_queries(x, self.image_shape)
         if len(x) > self.remaining:
             raise BudgetExceeded(f"{len(x)} asked, {self.remaining} of {self.budget} queries left; send fewer")
-        parts = self._ask(x)
-        self.log.add(**parts)
+        records = self._ask(x)
+        self.log.add(**records)
         self.spent += len(x)
-        return parts["answers"]
+        return records["answers"]
 
     @abstractmethod
     def _ask(self, x: Tensor) -> dict[str, Tensor]:
@@ -158,45 +176,31 @@ class Gateway(ABC):
 
 
 class QueryGateway(Gateway):
-    """Counts, cleans, scores, answers or refuses, and logs queries.
-
-    Every query, benign or malicious, is clamped to [-1, 1] and rounded to the 8-bit grid before the victim sees it:
-    what a real image API receives. The detector scores the query under its own protocol (`fixed` sees the same 8-bit
-    image; the authors' code scored the raw one).
+    """The door of a course: a `Defence` with a budget and a log; work that it would ask for is only logged.
 
     Args:
-        victim: the model behind the door.
+        victim, detector, response: see `Defence`.
         budget: how many queries may be asked, answered or refused; None for no limit.
-        detector: scores every query into the log.
-        response: what is done about a query that looks strange to the detector (see samelib.responses).
 
     Raises:
-        ValueError: a budget below 1, or a response without a detector.
+        ValueError: a budget below 1, or what `Defence` refuses.
     """
 
     def __init__(
         self,
         victim: Victim,
         budget: int | None = None,
-        detector: Scorer | None = None,
-        response: Policy | None = None,
+        detector: Detector | None = None,
+        response: Response | None = None,
     ):
         super().__init__(victim.image_shape, victim.classes, budget)
-        if response is not None and detector is None:
-            raise ValueError("a response needs a detector that says which queries look strange; pass detector=...")
-        self._victim, self._detector, self._response = victim, detector, response
+        self._defence = Defence(victim, detector, response)
 
     def _ask(self, x: Tensor) -> dict[str, Tensor]:
-        received = quantise(x)
-        parts = {"queries": to_uint8(received), "answers": self._victim(received)}
-        if self._detector is not None:
-            parts["scores"] = self._detector.score(x, parts["answers"])
-        if self._response is not None:
-            parts |= self._respond(**parts)
-        return parts
-
-    def _respond(self, queries: Tensor, answers: Tensor, scores: Tensor) -> dict[str, Tensor]:
-        """What the response makes of the answers, and what it adds to the log."""
-        refused, bits = self._response.decide(self._detector.p_values_of(scores))
-        answers = answers.masked_fill(refused[:, None].to(answers.device), torch.nan)
-        return {"answers": answers, "refused": refused} | self._response.work(queries, bits)._asdict()
+        verdict = self._defence.judge(x)
+        records = {"queries": verdict.queries, "answers": verdict.answers}
+        if self._defence.detector is not None:
+            records["scores"] = verdict.scores
+        if self._defence.response is not None:
+            records |= {"refused": verdict.refused, "bits": verdict.bits}
+        return records

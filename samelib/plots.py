@@ -1,6 +1,6 @@
 """The book's figures: few kinds, one style, readable in grey and by the colour-blind."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from sklearn.metrics import roc_curve
 from torch import Tensor
+
+from samelib.metrics import mean_interval
 
 # Okabe and Ito's colours, dark to light, each with a line and a hatch of its own so that grey print keeps them apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -100,3 +102,32 @@ def bars(axis: Axes, values: dict[str, float], errors: Sequence[float] | None = 
         axis.text(value, row, f" {value:.1f}{unit}", va="center", fontsize=10)
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
+
+
+def grouped_bars(
+    axis: Axes, groups: dict[str, str], series: dict[str, Callable[[str], list[float]]], chance: float | None = 50
+) -> None:
+    """AUROC in percent, with 95 % intervals over seeds: for each group of bars (key: name), one bar of each series.
+
+    `chance` is where a dotted line stands; None for none.
+    """
+    width = 0.8 / len(series)
+    for i, (name, values) in enumerate(series.items()):
+        means, halves = zip(*(mean_interval([100 * v for v in values(g)] or [np.nan]) for g in groups), strict=True)
+        place = np.arange(len(groups)) + (i - (len(series) - 1) / 2) * width
+        style = {"color": COLOURS[i], "hatch": HATCHES[i], "edgecolor": "white", "alpha": 0.85}
+        axis.bar(place, means, width * 0.92, yerr=halves, capsize=2, label=name, **style)
+    if chance is not None:
+        axis.axhline(chance, color="black", linewidth=0.8, linestyle=":")
+    axis.set_xticks(np.arange(len(groups)), list(groups.values()))
+    axis.set(ylabel="AUROC (%)", ylim=(0, 105))
+    axis.grid(axis="x", visible=False)
+
+
+def legend_above(figure: Figure) -> Figure:
+    """One legend above all panels, and one label for the axis that they share."""
+    names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*names, ncols=len(names[1]), loc="outside upper center")
+    for axis in figure.axes:
+        axis.label_outer()
+    return figure

@@ -1,26 +1,13 @@
 """What a service does about a suspicious query: refuse it, or ask for work first (paper, "Flexibility as an Add-on")."""
 
-import math
-import secrets
-import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from samelib.gateway import Decision, Work
-from samelib.stamps import StampOffice, query_digest, solve
-
 MOST_BITS = 40  # in all; a day of a thousand cores is about as much
-
-
-def puzzle_bits(p_values: Tensor, base_bits: int, most_bits: int) -> Tensor:
-    """base_bits + min(most_bits, floor(log2(1 / p))), int64 [N], of p-values [N] in (0, 1]."""
-    extra = (1 / p_values.double()).log2().floor().long()
-    return base_bits + extra.clamp(max=most_bits)
 
 
 class Response(ABC):
@@ -30,13 +17,9 @@ class Response(ABC):
     """
 
     @abstractmethod
-    def decide(self, p_values: Tensor) -> Decision:
-        """p-values [N] in (0, 1] -> which queries are refused, and the bits of work that the others cost."""
-
-    def work(self, queries: Tensor, bits: Tensor) -> Work:
-        """What the client does for queries uint8 [N, C, H, W] of that difficulty [N]: nothing, if nothing is asked."""
-        none = torch.zeros(len(queries), dtype=torch.int64)
-        return Work(none, none.double())
+    def decide(self, p_values: Tensor) -> tuple[Tensor, Tensor]:
+        """p-values [N] in (0, 1] -> which queries are refused, bool [N]; and the bits of work that the answers to the
+        others cost, int64 [N]."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +36,9 @@ class Reject(Response):
         if not 0 < self.fpr < 1:
             raise ValueError(f"the false-positive rate must be above 0 and below 1, got {self.fpr}")
 
-    def decide(self, p_values: Tensor) -> Decision:
+    def decide(self, p_values: Tensor) -> tuple[Tensor, Tensor]:
         refused = p_values.cpu().double() <= self.fpr * (1 + 1e-6)  # p-values are fractions in float32
-        return Decision(refused, torch.zeros(len(refused), dtype=torch.int64))
+        return refused, torch.zeros(len(refused), dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -72,18 +55,13 @@ class ProofOfWork(Response):
     Args:
         base_bits: what the most ordinary query costs.
         most_bits: how many bits can come on top.
-        hash_rate: hashes a second of the client. In a gateway the puzzles are then not solved but drawn: hashes
-            geometric, seconds modelled as hashes / hash_rate. None: each is solved, and takes what it takes.
-        seed: of the hashes that are drawn.
 
     Raises:
-        ValueError: negative bits, more than 40 in all, or a rate that is no positive number.
+        ValueError: negative bits, or more than 40 in all.
     """
 
     base_bits: int = 10
     most_bits: int = 10
-    hash_rate: float | None = None
-    seed: int = 0
 
     def __post_init__(self):
         if min(self.base_bits, self.most_bits) < 0 or self.base_bits + self.most_bits > MOST_BITS:
@@ -91,37 +69,26 @@ class ProofOfWork(Response):
                 f"base_bits and most_bits must be at least 0 and {MOST_BITS} together at most, "
                 f"got {self.base_bits} and {self.most_bits}"
             )
-        if self.hash_rate is not None and not 0 < self.hash_rate < math.inf:
-            raise ValueError(f"hash_rate must be a positive number of hashes a second, got {self.hash_rate}")
 
     @property
     def benign_hashes(self) -> float:
         """The most hashes that a benign query costs on average."""
         return 2**self.base_bits * (1 + self.most_bits / 2)
 
-    def decide(self, p_values: Tensor) -> Decision:
+    def decide(self, p_values: Tensor) -> tuple[Tensor, Tensor]:
         bits = puzzle_bits(p_values.cpu(), self.base_bits, self.most_bits)
-        return Decision(torch.zeros_like(bits, dtype=torch.bool), bits)
+        return torch.zeros_like(bits, dtype=torch.bool), bits
 
-    def work(self, queries: Tensor, bits: Tensor) -> Work:
-        if self.hash_rate is not None:
-            hashes = torch.from_numpy(self._drawn.geometric(2.0 ** -bits.double().numpy()))
-            return Work(hashes, hashes.double() / self.hash_rate)
-        done = [self._solved(query, int(b)) for query, b in zip(queries, bits, strict=True)]
-        hashes, seconds = zip(*done, strict=True)
-        return Work(torch.tensor(hashes), torch.tensor(seconds, dtype=torch.float64))
 
-    @cached_property
-    def _drawn(self) -> np.random.Generator:
-        return np.random.default_rng(self.seed)
+def puzzle_bits(p_values: Tensor, base_bits: int, most_bits: int) -> Tensor:
+    """base_bits + min(most_bits, floor(log2(1 / p))), int64 [N], of p-values [N] in (0, 1]."""
+    extra = (1 / p_values.double()).log2().floor().long()
+    return base_bits + extra.clamp(max=most_bits)
 
-    @cached_property
-    def _office(self) -> StampOffice:
-        return StampOffice(secrets.token_bytes(32))
 
-    def _solved(self, query: Tensor, bits: int) -> tuple[int, float]:
-        """One puzzle from challenge to spent stamp: hashes and seconds."""
-        start, digest = time.perf_counter(), query_digest(query)
-        stamp, hashes = solve(self._office.issue(digest, bits), MOST_BITS)
-        self._office.spend([self._office.check(stamp, digest)])
-        return hashes, time.perf_counter() - start
+def draw_hashes(bits: Tensor, generator: np.random.Generator) -> Tensor:
+    """The hashes, int64 [N], that clients would need for puzzles of so many bits [N]: geometric, 2^bits on average.
+
+    To model work without doing it; 0 bits are answered by the first number tried.
+    """
+    return torch.from_numpy(generator.geometric(2.0 ** -bits.double().numpy()))

@@ -1,9 +1,11 @@
 """One training loop for every model: the data lies whole on the device, an epoch is a pure function of (state, seed).
 
-In a group of processes (torchrun) all call `train` together; the history is their mean, process 0 alone shows progress
+In a group of processes (torchrun) all call `train` together; the losses are their mean, process 0 alone shows progress
 and reads and writes the checkpoint. Only `train_mae` shares the work out: a classifier is trained whole in each.
 """
 
+import hashlib
+import json
 import math
 import os
 import time
@@ -11,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -27,41 +30,59 @@ class TrainSettings:
     """How to train.
 
     Attributes:
-        epochs, batch: passes over the data and images a step.
-        lr: peak learning rate, reached after `warmup` epochs, then cosine to zero at the last step.
+        epochs: passes over the data; None where `seen` says how long to train.
+        batch: images a step.
+        lr: peak learning rate, reached after the share `warmup` of all steps, then a cosine that ends near zero.
         optimiser: "adamw" (betas 0.9, 0.95) or "sgd" (momentum 0.9).
+        warmup: share of the training, at least 0 and below 1.
         schedule: "cosine", or "author_code" (the released code's per-epoch factor for the autoencoder).
+        seen: images to be seen in all, whatever the size of the data set: an amount of work, where `epochs` is none.
 
     Raises:
         ValueError: an unknown name or a number that cannot be.
     """
 
-    epochs: int
+    epochs: int | None = None
     batch: int = 128
     lr: float = 1e-3
     optimiser: str = "adamw"
     weight_decay: float = 0.05
     momentum: float = 0.9
-    warmup: float = 1.0
+    warmup: float = 0.1
     schedule: str = "cosine"
+    seen: int | None = None
 
     def __post_init__(self):
-        if self.epochs < 1 or self.batch < 1 or self.lr <= 0:
-            raise ValueError(f"epochs, batch and lr must be positive: {self}")
+        if (self.epochs is None) == (self.seen is None):
+            raise ValueError(f"give either epochs or seen (images in all): {self}")
+        if (self.epochs or self.seen) < 1 or self.batch < 1 or self.lr <= 0:
+            raise ValueError(f"epochs (or seen), batch and lr must be positive: {self}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is a share of the training, at least 0 and below 1, got {self.warmup}")
         if self.optimiser not in ("adamw", "sgd"):
             raise ValueError(f"optimiser must be adamw or sgd, got {self.optimiser!r}")
         if self.schedule not in ("cosine", "author_code"):
             raise ValueError(f"schedule must be cosine or author_code, got {self.schedule!r}")
 
-    def lr_factor(self, epoch: float) -> float:
-        """Share of the peak learning rate `epoch` epochs into the training."""
+    def epochs_of(self, count: int) -> int:
+        """Passes over a data set of `count` images."""
+        return self.epochs or max(1, round(self.seen / count))
+
+    def lr_factor(self, progress: float, epochs: int = 1) -> float:
+        """Share of the peak learning rate when the share `progress` of a training of so many epochs is done."""
         if self.schedule == "author_code":
-            whole = max(0, math.ceil(epoch) - 1)  # one factor for all steps of an epoch
-            return min((whole + 1) / 50, (1 + math.cos(math.pi * whole / self.epochs)) / 2)
-        warmup = min(self.warmup, self.epochs / 2)
-        if epoch < warmup:
-            return epoch / warmup
-        return (1 + math.cos(math.pi * (epoch - warmup) / (self.epochs - warmup))) / 2
+            epoch = max(0, math.ceil(progress * epochs) - 1)  # one factor for all steps of an epoch
+            return min((epoch + 1) / 50, (1 + math.cos(math.pi * epoch / epochs)) / 2)
+        if progress < self.warmup:
+            return progress / self.warmup
+        return (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2
+
+
+class Training(NamedTuple):
+    """What a training was: the mean loss of every epoch, and its seconds, those before a restart included."""
+
+    losses: list[float]
+    seconds: float
 
 
 class CheckpointWarning(UserWarning):
@@ -106,8 +127,8 @@ def train(
     checkpoint_every: float = 20.0,
     on_epoch: Callable[[int, nn.Module, float], None] | None = None,
     label: str = "training",
-) -> list[float]:
-    """Trains `model` in place and returns the mean loss of every epoch.
+) -> Training:
+    """Trains `model` in place.
 
     The order of the data and all randomness of an epoch come from (seed, epoch) alone, so a run that is killed and
     started again with the same `checkpoint` file ends in the same weights, on the CPU bit for bit.
@@ -126,39 +147,42 @@ def train(
     if count < 1:
         raise ValueError(f"{label}: there is nothing to train on")
     optimiser = make_optimiser(model, settings)
-    history = _resume(model, optimiser, checkpoint)
-    steps = max(1, count // settings.batch)
-    first, saved = process_group()[0] == 0, time.monotonic()
-    how = {"initial": len(history) * steps, "total": settings.epochs * steps, "disable": not first}
-    with tqdm(desc=label, unit="step", leave=False, mininterval=0.5, **how) as bar:
-        for epoch in range(len(history), settings.epochs):
-            history.append(_epoch(model, loss, count, optimiser, settings, seed, epoch, bar))
-            if not math.isfinite(history[-1]):
+    losses, earlier = _resume(model, optimiser, checkpoint)
+    epochs, steps = settings.epochs_of(count), max(1, count // settings.batch)
+    leader, started = process_group()[0] == 0, time.monotonic()
+    saved = started
+    progress = {"initial": len(losses) * steps, "total": epochs * steps, "disable": not leader}
+    with tqdm(desc=label, unit="step", leave=False, mininterval=0.5, **progress) as bar:
+        for epoch in range(len(losses), epochs):
+            losses.append(_epoch(model, loss, count, optimiser, settings, seed, epoch, epochs, bar))
+            if not math.isfinite(losses[-1]):
                 raise FloatingPointError(
                     f"{label}: the loss of epoch {epoch + 1} is not finite; lower the learning rate"
                 )
-            bar.set_postfix(loss=f"{history[-1]:.4f}")
+            bar.set_postfix(loss=f"{losses[-1]:.4f}")
             if on_epoch:
-                on_epoch(epoch + 1, model, history[-1])
-            if checkpoint and first and time.monotonic() - saved >= checkpoint_every:
-                _save(model, optimiser, history, checkpoint)
-                saved = time.monotonic()
+                on_epoch(epoch + 1, model, losses[-1])
+            now = time.monotonic()
+            if checkpoint and leader and now - saved >= checkpoint_every:
+                _save(model, optimiser, Training(losses, earlier + now - started), checkpoint)
+                saved = now
     model.eval()
-    return history
+    return Training(losses, earlier + time.monotonic() - started)
 
 
-def _epoch(model, loss, count, optimiser, settings: TrainSettings, seed: int, epoch: int, bar: tqdm) -> float:
+def _epoch(model, loss, count, optimiser, settings: TrainSettings, seed: int, epoch: int, epochs: int, bar) -> float:
     """One pass over the data in batches of one size (what is left over waits for another epoch); the mean loss."""
     device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(hash_seed(seed, epoch))
+    generator = torch.Generator(device).manual_seed(seed_of(seed, "epoch", epoch))
     batch = min(settings.batch, count)
     order = torch.randperm(count, generator=generator, device=device)
     batches = order[: count // batch * batch].split(batch)
     total = torch.zeros((), device=device)
     model.train()
-    for step, index in enumerate(batches, 1):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.lr * settings.lr_factor(epoch + step / len(batches))
+    for step, index in enumerate(batches):
+        for group in optimiser.param_groups:  # the rate of the middle of the step: that of its end may be 0
+            progress = (epoch + (step + 0.5) / len(batches)) / epochs
+            group["lr"] = settings.lr * settings.lr_factor(progress, epochs)
         with autocast(device):
             value = loss(index, generator)
         descend(optimiser, value)
@@ -184,11 +208,11 @@ def train_mae(
     *,
     seed: int = 0,
     loss_factor: float = 1.0,
-    **how,
-) -> list[float]:
-    """Trains the autoencoder on eq. 4 with a fresh random mask for every image and step; returns the losses.
+    **options,
+) -> Training:
+    """Trains the autoencoder on eq. 4 with a fresh random mask for every image and step.
 
-    `loss_factor` scales the loss (the authors' code divides it by the mask ratio); `how` goes to `train`.
+    `loss_factor` scales the loss (the authors' code divides it by the mask ratio); `options` go to `train`.
 
     In a group of processes (torchrun) `settings.batch` is that of all together: each draws the order and the masks of the
     whole and computes an equal part, and the gradients are averaged. The losses are one process's, but for rounding.
@@ -210,7 +234,7 @@ def train_mae(
         x = images.pixels(index[own])
         return loss_factor * mae_loss(x, parallel(x, noise[own])[0])
 
-    return train(model, loss, len(images), settings, seed=seed, label="masked autoencoder", **how)
+    return train(model, loss, len(images), settings, seed=seed, label="masked autoencoder", **options)
 
 
 def train_classifier(
@@ -221,9 +245,9 @@ def train_classifier(
     *,
     augment: bool = False,
     label: str = "classifier",
-    **how,
-) -> list[float]:
-    """Cross-entropy on class labels [N] or on probability vectors [N, K] (a victim's answers); returns the losses.
+    **options,
+) -> Training:
+    """Cross-entropy on class labels [N] or on probability vectors [N, K] (a victim's answers); `options` go to `train`.
 
     Args:
         images: uint8 [N, C, H, W].
@@ -234,7 +258,7 @@ def train_classifier(
         x = to_float(images[index])
         return nn.functional.cross_entropy(model(augmented(x, generator) if augment else x), targets[index])
 
-    return train(model, loss, len(images), settings, label=label, **how)
+    return train(model, loss, len(images), settings, label=label, **options)
 
 
 def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -255,19 +279,20 @@ def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     return padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def hash_seed(*parts: int) -> int:
-    """One 63-bit seed from several small integers, so that (seed 1, epoch 0) and (seed 0, epoch 1) differ."""
-    value = 0x9E3779B97F4A7C15
-    for part in parts:
-        value = ((value ^ (part + 0x7F4A7C15)) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
-    return value
+def seed_of(seed: int, *stream: str | int) -> int:
+    """The 63-bit seed of a named stream of random numbers, as in seed_of(0, "substitute") or seed_of(0, "epoch", 3).
+
+    No two streams share their numbers: a substitute must not start from the weights of one of the victim's members.
+    """
+    digest = hashlib.sha256(json.dumps([seed, *stream]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _save(model: nn.Module, optimiser: torch.optim.Optimizer, history: list[float], path: Path) -> None:
+def _save(model: nn.Module, optimiser: torch.optim.Optimizer, training: Training, path: Path) -> None:
     """Written beside and renamed: at no moment is there a half-written checkpoint under its own name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.part")
-    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
+    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), **training._asdict()}
     try:
         with open(temporary, "wb") as file:
             torch.save(state, file)
@@ -279,12 +304,13 @@ def _save(model: nn.Module, optimiser: torch.optim.Optimizer, history: list[floa
         warnings.warn(f"no checkpoint written to {path}: {error}; training goes on", CheckpointWarning, stacklevel=3)
 
 
-def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path | None) -> list[float]:
+def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path | None) -> Training:
     state = by_first(lambda: _read(path)) if path else None
-    if state:
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-    return state["history"] if state else []
+    if not state:
+        return Training([], 0.0)
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return Training(state["losses"], state["seconds"])
 
 
 def _read(path: Path) -> dict | None:

@@ -3,13 +3,13 @@ import os
 import pytest
 import torch
 
-from samelib.artifacts import ArtifactStore
 from samelib.data.groups import Group
 from samelib.data.synthetic import glyphs
 from samelib.detectors.same import SameDetector
-from samelib.detectors.same_settings import SameSettings
 from samelib.models.classifiers import Victim, build_classifier
 from samelib.models.mae import MAESettings
+from samelib.presets import SameSettings
+from samelib.store import ArtifactStore
 from samelib.training import TrainSettings, train_classifier
 
 TINY_MAE = MAESettings(patch=7, width=24, depth=1, heads=2, decoder_depth=1, decoder_heads=2)
@@ -50,7 +50,7 @@ def store(tmp_path_factory) -> ArtifactStore:
 
 @pytest.fixture(scope="session")
 def detector(group, victim, store) -> SameDetector:
-    return SameDetector(TINY_SAME).fit(group, victim, store)
+    return SameDetector(TINY_SAME).fit(group.victim_train, group.calibration, victim, store=store)
 
 
 @pytest.fixture(scope="session")

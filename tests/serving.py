@@ -21,7 +21,7 @@ from samelib.service.app import create_app
 from samelib.service.client import as_png
 from samelib.service.intake import Limits
 from samelib.service.server import running
-from samelib.stamps import StampOffice, solve
+from samelib.service.stamps import StampOffice, solve
 
 SHAPE = (1, 8, 8)
 CLASSES = 4

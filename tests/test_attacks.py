@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reproduction.run import evaluation
 from samelib.attacks.base import UniformNoise
 from samelib.attacks.dfme import DFME, DFMESettings
 from samelib.attacks.jbda import JBDA
 from samelib.attacks.knockoff import AdaptiveKnockoff, Knockoff
 from samelib.data.image_set import ImageSet
-from samelib.experiments.run import evaluation
 from samelib.gateway import QueryGateway
 from samelib.models.classifiers import Victim, predict
 from samelib.training import TrainSettings

@@ -32,7 +32,7 @@ from samelib.detectors.same import SameDetector
 from samelib.service import server
 from samelib.service.client import as_png
 from samelib.service.intake import Limits
-from samelib.stamps import StampOffice
+from samelib.service.stamps import StampOffice
 
 PAGE = (Path(__file__).parents[1] / "book" / "defend.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```\{code-block\} (\w+)\n:name: ([\w-]+)\n(?::caption: ([\w.-]+)\n)?\n(.*?)^```$", re.M | re.S)

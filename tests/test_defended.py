@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from samelib.experiments.cells import Cell, response_name
-from samelib.experiments.config import preset
-from samelib.experiments.defended import HASH_RATE, SHARES, in_gateway, in_service
-from samelib.experiments.run import make_attack
+from reproduction.cells import Cell, response_name
+from reproduction.defended import HASH_RATE, SHARES, in_gateway, in_service
+from reproduction.run import make_attack
+from samelib.presets import preset
 from samelib.responses import ProofOfWork, Reject
 
 

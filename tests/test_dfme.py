@@ -16,9 +16,9 @@ from samelib.attacks.dfme import (
     recover_logits,
 )
 from samelib.data.image_set import quantise
-from samelib.experiments.config import DFME as PRESET
 from samelib.gateway import QueryGateway
 from samelib.models.classifiers import build_classifier
+from samelib.presets import DFME as PRESET
 from samelib.training import TrainSettings, best_device
 
 SMALL = DFMESettings(noise=16, width=4)

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 import samelib
+from reproduction import pretrain
 from samelib import training
-from samelib.artifacts import ArtifactStore
 from samelib.data.groups import load_group
 from samelib.detectors import same
 from samelib.detectors.same import SameDetector
-from samelib.experiments import pretrain
-from samelib.experiments.config import preset
+from samelib.presets import preset
+from samelib.store import ArtifactStore
 
 # Trains, and asks for the same again. In float32, because rounding to bfloat16 hides what is compared here; with a
 # checkpoint after every epoch; and process 1 dies after the epoch it was told (0: never).
@@ -27,7 +27,7 @@ import os, signal, sys, torch
 from samelib import training
 from samelib.data.real import DataError
 from samelib.detectors import same
-from samelib.experiments.pretrain import joined, pretrain
+from reproduction.pretrain import joined, pretrain
 
 def train_mae(*given, on_epoch, **how):
     def tell(epoch, *rest):
@@ -150,7 +150,7 @@ def test_a_batch_that_cannot_be_shared_equally_ends_the_run(tmp_path):
     pixels = np.random.default_rng(0).integers(256, size=(61, 1, 28, 28), dtype=np.uint8)
     np.savez(tmp_path / "own.npz", images=pixels, labels=np.arange(61) % 2)  # 49 of them train
     words = ["--data", f"path:{tmp_path / 'own.npz'}", "--tier", "smoke"]
-    status, out, error = torchrun(tmp_path, "-m", "samelib.experiments.pretrain", *words)
+    status, out, error = torchrun(tmp_path, "-m", "reproduction.pretrain", *words)
     assert status != 0 and any(
         "pretrain: 2 processes cannot share a batch of 49 images equally" in shown for shown in error
     )

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from samelib.experiments import grid
-from samelib.experiments.cells import TARGETS, Cell, cells_of, check_names
-from samelib.experiments.config import preset_for
-from samelib.experiments.results import append_rows, code_version, load_cells
+from reproduction import grid
+from reproduction.cells import TARGETS, Cell, cells_of, check_names
+from reproduction.results import append_rows, code_version, load_cells
+from samelib.presets import preset_for
 
 DATA = "no fingerprint"
 
@@ -127,8 +127,8 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_grid import row
-from samelib.experiments import grid
-from samelib.experiments.cells import cells_of
+from reproduction import grid
+from reproduction.cells import cells_of
 grid.check_data = lambda *how: None
 
 def measure(cell, cache):

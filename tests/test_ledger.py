@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from samelib.experiments import claims, ledger, report
-from samelib.experiments.ledger import NOT, OPEN, ORDER, REPRODUCED, VERDICTS, entries, page, verdict
-from samelib.experiments.results import reported
+from reproduction import claims, ledger, report
+from reproduction.ledger import NOT, OPEN, ORDER, REPRODUCED, VERDICTS, entries, page, verdict
+from reproduction.results import reported
 
 ROOT = Path(__file__).parents[1]
 PAPER = {"same": 93.3, "edm": 66.1, "outlier_exposure": 58.7}
@@ -60,7 +60,7 @@ def test_a_verdict_has_rows_and_their_provenance_behind_it():
 
 def test_the_page_says_what_the_rows_say():
     written = (ROOT / "book" / "ledger.md").read_text(encoding="utf-8")
-    assert written == page(), "put the output of `python -m samelib.experiments.ledger` into book/ledger.md"
+    assert written == page(), "put the output of `python -m reproduction.ledger` into book/ledger.md"
 
 
 def row(detector: str, attack: str, auroc: float, seed: int = 0, **more) -> dict:
@@ -95,7 +95,7 @@ def test_rows_of_the_smoke_tier_are_no_evidence(monkeypatch):
 
 
 def test_rows_of_two_versions_are_not_put_into_one_table(rows, tmp_path):
-    from samelib.experiments.results import append_rows
+    from reproduction.results import append_rows
 
     path = tmp_path / "mnist.jsonl"
     append_rows(path, [r | {"code": f"version {i % 2}", "data": "d"} for i, r in enumerate(rows)])

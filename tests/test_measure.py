@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from samelib.artifacts import ArtifactStore
-from samelib.experiments import measure
-from samelib.experiments.bench import Bench
-from samelib.experiments.cells import FAULTS, PROTOCOLS
+from reproduction import measure
+from reproduction.bench import Bench
+from reproduction.cells import FAULTS, PROTOCOLS
 from samelib.metrics import aupr, auroc
+from samelib.store import ArtifactStore
 
 
 def test_a_ratio_uses_as_many_queries_as_there_are(monkeypatch):
@@ -48,7 +48,7 @@ def test_a_histogram_counts_every_query_once():
 @pytest.fixture
 def bench(group, monkeypatch, tmp_path) -> Bench:
     """A bench of the tests' small group at smoke tier."""
-    monkeypatch.setattr("samelib.experiments.bench.load_group", lambda *how: group)
+    monkeypatch.setattr("reproduction.bench.load_group", lambda *how: group)
     return Bench("glyphs", "smoke", 0, ArtifactStore(tmp_path / "store"))
 
 
@@ -97,7 +97,7 @@ def test_each_fault_is_one_change_of_the_settings(bench):
 @pytest.mark.slow
 def test_cifar10_goes_through_the_same_code(real_data, tmp_path):
     """Real colour pictures, ResNet-18 with both stems, and a detector of each kind."""
-    from samelib.experiments.cells import Cell, cells_of
+    from reproduction.cells import Cell, cells_of
 
     cells = [Cell("cifar10", "smoke", 0, detector, "fixed", "cost", 0) for detector in ("same", "edm")]
     cells += [c for c in cells_of("cifar10", "smoke", [0], ["table3"]) if c.detector.startswith("victim")]

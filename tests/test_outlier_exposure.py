@@ -102,7 +102,7 @@ def test_everything_that_decides_the_weights_names_them(group, store):
 
 def test_training_goes_on_from_its_checkpoint(group, store, tmp_path, monkeypatch):
     """Killed after its first epoch, it ends in the weights of an undisturbed run and reruns no epoch."""
-    from samelib.artifacts import ArtifactStore
+    from samelib.store import ArtifactStore
     from samelib.training import train
 
     def interrupted(*args, checkpoint, **how):

@@ -10,17 +10,17 @@ import pytest
 import torch
 from serving import WORK, Gate, Ranked, ask, grey, metrics, noise, quarters, service, wait_for, wait_for_queue
 
+from reproduction.run import ATTACKS, make_attack
 from samelib.data.image_set import to_float
-from samelib.experiments.config import preset
-from samelib.experiments.run import ATTACKS, make_attack
 from samelib.gateway import BudgetExceeded, QueryGateway
 from samelib.models.classifiers import Victim
+from samelib.presets import preset
 from samelib.responses import ProofOfWork, Reject
 from samelib.service.app import create_app
 from samelib.service.client import RemoteError, RemoteGateway
 from samelib.service.intake import Limits
 from samelib.service.server import bound_socket, running
-from samelib.stamps import StampOffice
+from samelib.service.stamps import StampOffice
 
 BUDGET = 60
 

@@ -5,13 +5,13 @@ import sys
 import pytest
 from PIL import Image
 
+from reproduction import figures, grid, report
+from reproduction.cells import OVER_HTTP, PROTOCOLS, RESPONSES, TARGETS, cells_of, targets_of
+from reproduction.defended_report import USERS, responded
+from reproduction.figures import TARGET_FIGURES, TARGET_TABLES
+from reproduction.report import grid_rows, pick
+from reproduction.results import load_cells
 from samelib import cli
-from samelib.experiments import figures, grid, report
-from samelib.experiments.cells import OVER_HTTP, PROTOCOLS, RESPONSES, TARGETS, cells_of, targets_of
-from samelib.experiments.defended_report import USERS, responded
-from samelib.experiments.figures import TARGET_FIGURES, TARGET_TABLES
-from samelib.experiments.report import grid_rows, pick
-from samelib.experiments.results import load_cells
 
 pytestmark = pytest.mark.slow
 
@@ -159,7 +159,7 @@ def test_without_a_response_the_copy_is_the_one_of_the_tables(smoke):
 
 def test_figures_come_from_rows_alone(smoke, monkeypatch):
     rows, responses, http = (smoke.rows(f"glyphs{part}") for part in ("", "-responses", "-http"))
-    for module in ("torch", "samelib.experiments.measure", "samelib.data.real"):
+    for module in ("torch", "reproduction.measure", "samelib.data.real"):
         monkeypatch.setitem(sys.modules, module, None)  # nothing may be computed or loaded
     drawn = dict.fromkeys(
         (figures.figure1, figures.figure5, figures.figure6, figures.figure7, figures.alpha_figure), rows

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import samelib
-from samelib.experiments import results, run
-from samelib.experiments.config import TIERS, preset
-from samelib.experiments.readme import readme_tables
-from samelib.experiments.results import append_rows, code_version, load_cells, load_rows, provenance, reported
-from samelib.experiments.run import make_attack
+from reproduction import results, run
+from reproduction.readme import readme_tables
+from reproduction.results import append_rows, code_version, load_cells, load_rows, provenance, reported
+from reproduction.run import make_attack
+from samelib.presets import TIERS, preset
 
 PROVENANCE = {
     "samelib", "commit", "code", "torch", "device", "machine", "data", "seed", "tier", "seconds", "peak_mib", "when",
@@ -106,7 +106,7 @@ def test_every_published_row_is_whole():
 def test_the_readme_says_what_the_rows_say():
     readme = (results.repository_results().parent / "README.md").read_text()
     for table in readme_tables():
-        assert table in readme, "put the output of `python -m samelib.experiments.readme` into README.md"
+        assert table in readme, "put the output of `python -m reproduction.readme` into README.md"
 
 
 def test_the_papers_figures_are_there():

@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import TINY_SAME
 
-from samelib.artifacts import ArtifactError
 from samelib.data.synthetic import glyphs
 from samelib.detectors.base import DetectorEstimator, NotFittedError
 from samelib.detectors.same import (
@@ -20,9 +19,10 @@ from samelib.detectors.same import (
     pass_noise,
     reconstruction_error,
 )
-from samelib.detectors.same_settings import Protocol
 from samelib.metrics import auroc
 from samelib.models.classifiers import Victim
+from samelib.presets import Protocol
+from samelib.store import ArtifactError
 
 
 def fitted(group, victim, store, seed=0, **changes):

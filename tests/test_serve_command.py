@@ -14,12 +14,12 @@ from serving import as_json, ask, connect, fault, is_closed, new_stamps, probabi
 
 import samelib.service
 from samelib import cli
-from samelib.artifacts import save_folder
 from samelib.data.image_set import to_float
 from samelib.detectors.same import SameDetector
 from samelib.models.classifiers import Victim, build_classifier
 from samelib.service import server
 from samelib.service.server import bound_socket
+from samelib.store import save_folder
 
 SECRET = "a secret of these tests"
 

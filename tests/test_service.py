@@ -32,7 +32,7 @@ from samelib.responses import Reject
 from samelib.service.app import create_app
 from samelib.service.client import as_png
 from samelib.service.intake import Limits
-from samelib.stamps import read_challenge, solve
+from samelib.service.stamps import read_challenge, solve
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from serving import (
 )
 
 from samelib.service.intake import Limits
-from samelib.stamps import SpentStamps, StampOffice, query_digest, read_challenge, solve, zero_bits
+from samelib.service.stamps import SpentStamps, StampOffice, query_digest, read_challenge, solve, zero_bits
 
 
 @pytest.fixture

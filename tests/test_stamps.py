@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from samelib.stamps import (
+from samelib.service.stamps import (
     Challenge,
     SpentFull,
     SpentStamps,
@@ -237,7 +237,7 @@ def test_a_file_that_is_no_record_is_named(tmp_path):
 
 def test_nothing_is_pickled():
     """Neither stamps nor what is stored are more than bytes and numbers."""
-    import samelib.stamps
+    import samelib.service.stamps
 
-    assert "pickle" not in Path(samelib.stamps.__file__).read_text()
+    assert "pickle" not in Path(samelib.service.stamps.__file__).read_text()
     assert sqlite3.sqlite_version_info > (3, 24)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from samelib.gateway import QueryGateway
 from samelib.models.classifiers import build_classifier
-from samelib.training import TrainSettings, best_device, hash_seed, train_classifier
+from samelib.training import TrainSettings, best_device, seed_of, train_classifier
 
 QUERY_BATCH = 256
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -127,7 +127,7 @@ class Attack(ABC):
 
     def build_substitute(self, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
         """A fresh substitute. Its seed is not the victim's: who starts from those weights has half the copy."""
-        return build_classifier(self.architecture, image_shape, classes, hash_seed(self.seed, 3))
+        return build_classifier(self.architecture, image_shape, classes, seed_of(self.seed, "substitute"))
 
 
 class TransferSet(NamedTuple):
@@ -186,7 +186,7 @@ class TransferAttack(Attack):
             images.to(answers.device),
             self.targets(answers),
             settings or self.settings,
-            seed=hash_seed(self.seed, 3),
+            seed=seed_of(self.seed, "substitute"),
             label="substitute",
         )
         return substitute

@@ -2,49 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from samelib.attacks.base import Attack, Service, answered
-from samelib.training import TrainSettings, autocast, best_device, descend, hash_seed, make_optimiser
-
-
-@dataclass(frozen=True)
-class DFMESettings:
-    """How DFME invents its images; the defaults are the original's.
-
-    Attributes:
-        student_steps: steps of the substitute for each step of the generator.
-        directions: m, random directions of a gradient estimate.
-        epsilon: length of the forward difference, at the point before tanh.
-        noise: numbers a generated image starts from.
-        width: channels of the generator's last but one layer.
-        generator_lr: Adam's.
-
-    Raises:
-        ValueError: a number that cannot be.
-    """
-
-    student_steps: int = 5
-    directions: int = 1
-    epsilon: float = 1e-3
-    noise: int = 256
-    width: int = 64
-    generator_lr: float = 1e-4
-
-    def __post_init__(self):
-        if min(self.student_steps, self.directions, self.noise, self.width) < 1:
-            raise ValueError(f"student_steps, directions, noise and width must be at least 1: {self}")
-        if not (0 < self.epsilon < math.inf and 0 < self.generator_lr < math.inf):
-            raise ValueError(f"epsilon and generator_lr must be positive and finite: {self}")
-
-    @property
-    def queries_per_image(self) -> int:
-        """What one more image in the batch costs in an iteration: m + 1 for the generator, one a student step."""
-        return self.directions + 1 + self.student_steps
+from samelib.training import TrainSettings, autocast, best_device, descend, make_optimiser, seed_of
 
 
 class Generator(nn.Module):
@@ -128,32 +92,60 @@ class DFME(Attack):
     Args:
         architecture: of the substitute.
         settings: the substitute's optimiser and the batch; the learning rate follows its schedule over the budget.
-        attack: see DFMESettings.
+        student_steps: steps of the substitute for each step of the generator.
+        directions: m, random directions of a gradient estimate.
+        epsilon: length of the forward difference, at the point before tanh.
+        noise: numbers a generated image starts from.
+        width: channels of the generator's last but one layer.
+        generator_lr: Adam's.
 
     Raises:
-        ValueError: a batch of one image, which batch normalisation cannot take.
+        ValueError: a number that cannot be, or a batch of one image, which batch normalisation cannot take.
         FloatingPointError: in `run`, when the substitute diverges.
     """
 
     def __init__(
-        self, architecture: str, settings: TrainSettings, seed: int = 0, *, attack: DFMESettings | None = None
+        self,
+        architecture: str,
+        settings: TrainSettings,
+        seed: int = 0,
+        *,
+        student_steps: int = 5,
+        directions: int = 1,
+        epsilon: float = 1e-3,
+        noise: int = 256,
+        width: int = 64,
+        generator_lr: float = 1e-4,
     ):
         super().__init__(architecture, settings, seed)
         if settings.batch < 2:
             raise ValueError(f"DFME needs a batch of at least 2 images, got {settings.batch}")
-        self.attack = attack or DFMESettings()
+        if min(student_steps, directions, noise, width) < 1:
+            raise ValueError(
+                "student_steps, directions, noise and width must be at least 1, "
+                f"got {student_steps}, {directions}, {noise} and {width}"
+            )
+        if not (0 < epsilon < math.inf and 0 < generator_lr < math.inf):
+            raise ValueError(f"epsilon and generator_lr must be positive and finite, got {epsilon} and {generator_lr}")
+        self.student_steps, self.directions, self.epsilon = student_steps, directions, epsilon
+        self.noise, self.width, self.generator_lr = noise, width, generator_lr
+
+    @property
+    def queries_per_image(self) -> int:
+        """What one more image in the batch costs in an iteration: m + 1 for the generator, one a student step."""
+        return self.directions + 1 + self.student_steps
 
     @property
     def smallest_round(self) -> int:
-        return 2 * self.attack.queries_per_image
+        return 2 * self.queries_per_image
 
     def steal(self, service, evaluate, points):
         duel = Duel(self, service)
-        batches, extra = iterations(service.budget, self.settings.batch, self.attack.queries_per_image)
+        batches, extra = iterations(service.budget, self.settings.batch, self.queries_per_image)
         points, curve, spent = [p for p in points if p < service.budget], [], 0
         for number, batch in enumerate(batches, 1):
             last = number == len(batches)
-            cost = batch * self.attack.queries_per_image
+            cost = batch * self.queries_per_image
             duel.schedule((spent + cost / 2) / service.budget)  # the middle of the iteration: never a rate of 0
             duel.generator_step(batch)
             duel.student_steps(batch, extra if last else 0)
@@ -170,11 +162,11 @@ class Duel:
     """The two models of DFME, their optimisers, and one step of each."""
 
     def __init__(self, dfme: DFME, service: Service):
-        self.settings, self.attack, self.ask = dfme.settings, dfme.attack, service.ask
+        self.settings, self.attack, self.ask = dfme.settings, dfme, service.ask
         device = best_device()
-        self.random = torch.Generator(device).manual_seed(hash_seed(dfme.seed, 8))  # not the weights' numbers again
+        self.random = torch.Generator(device).manual_seed(seed_of(dfme.seed, "dfme noise"))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash_seed(dfme.seed, 7))
+            torch.manual_seed(seed_of(dfme.seed, "dfme generator"))
             self.generator = Generator(service.image_shape, self.attack.noise, self.attack.width).to(device)
         self.student = dfme.build_substitute(service.image_shape, service.classes).to(device)
         self.generator_optimiser = torch.optim.Adam(self.generator.parameters(), self.attack.generator_lr)
@@ -183,7 +175,7 @@ class Duel:
     def schedule(self, spent: float) -> None:
         """Sets the substitute's learning rate after the share `spent` of the budget."""
         for group in self.student_optimiser.param_groups:
-            group["lr"] = self.settings.lr * self.settings.lr_factor(spent * self.settings.epochs)
+            group["lr"] = self.settings.lr * self.settings.lr_factor(spent)
 
     def invent(self, count: int) -> Tensor:
         """Images before tanh [count, C, H, W]."""

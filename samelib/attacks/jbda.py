@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from samelib.attacks.base import Service, TransferAttack, TransferSet, answered
 from samelib.data.image_set import ImageSet, to_float, to_uint8
-from samelib.training import TrainSettings, hash_seed
+from samelib.training import TrainSettings, seed_of
 
 DIRECTIONS = ("+", "-", "targeted")
 LEVEL = 2 / 255  # one of the 256 levels of an 8-bit image, in [-1, 1]
@@ -97,7 +97,7 @@ class JBDA(TransferAttack):
     def collect(self, service: Service) -> TransferSet:
         images = self.seeds.images
         answers = service.ask(images)
-        generator = torch.Generator().manual_seed(hash_seed(self.seed, 6))
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "jbda"))
         while len(images) < service.budget:
             known = answered(answers)  # an image without an answer has no class to step towards
             if not known.any():

@@ -9,7 +9,7 @@ from samelib.attacks.bandit import GradientBandit, TreeBandit
 from samelib.attacks.base import FixedQueries, Service, TransferAttack, TransferSet, answered
 from samelib.data.image_set import ImageSet, to_float
 from samelib.models.classifiers import predict
-from samelib.training import TrainSettings, autocast, best_device, descend, hash_seed, make_optimiser
+from samelib.training import TrainSettings, autocast, best_device, descend, make_optimiser, seed_of
 
 REWARDS = ("certainty", "diversity", "loss")
 
@@ -203,7 +203,7 @@ class AdaptiveKnockoff(TransferAttack):
     def collect(self, service: Service) -> TransferSet:
         self.check_budget(service.budget)
         classes = len(self.proxy.classes)
-        arms, policies = Arms(self.proxy.labels, classes, hash_seed(self.seed, 4)), []
+        arms, policies = Arms(self.proxy.labels, classes, seed_of(self.seed, "arms")), []
         bandit = TreeBandit(self.superclasses) if self.superclasses else GradientBandit(classes)
         rewards, learner = Rewards(self.reward, self.window), self._learner(service)
         images, answers = self.proxy.images.new_empty(service.budget, *service.image_shape), None
@@ -239,7 +239,7 @@ class AdaptiveKnockoff(TransferAttack):
         if self.reward not in ("loss", "all"):
             return None
         model = self.build_substitute(service.image_shape, service.classes).to(best_device())
-        return Learner(model, self.settings, hash_seed(self.seed, 5))
+        return Learner(model, self.settings, seed_of(self.seed, "learner"))
 
 
 def check_proxy(proxy: ImageSet, budget: int) -> None:

@@ -25,6 +25,7 @@ class Group:
         seeds: in-distribution images that the JBDA attacker was given.
         proxy: the Knockoff attacker's images (the paper's D_A).
         outliers: the outlier set of the baselines (the paper's D_OE).
+        tier: the scale it was loaded at.
     """
 
     name: str
@@ -34,9 +35,10 @@ class Group:
     seeds: ImageSet
     proxy: ImageSet
     outliers: ImageSet
+    tier: str = "lecture"
 
     def sets(self) -> dict[str, ImageSet]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "tier")}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -144,7 +146,7 @@ def load_group(
     train, held_out = source.victim(sizes)
     proxy_set = _own(proxy, train.image_shape) if proxy else source.proxy(sizes)
     outlier_set = _own(outliers, train.image_shape) if outliers else source.outliers(sizes)
-    return _cut(name, train, held_out, proxy_set, outlier_set, sizes).to(device)
+    return replace(_cut(name, train, held_out, proxy_set, outlier_set, sizes), tier=tier).to(device)
 
 
 def _own_source(name: str) -> Source:

@@ -11,11 +11,12 @@ from torch import Tensor
 LEVELS = 127.5  # half of 255: pixel 0 -> -1, pixel 255 -> +1
 
 
-_SAID: dict = {}
+_WARNED: dict = {}  # one registry for all callers, so that Python's default filter says a thing once
 
 
 class OutOfRangeWarning(UserWarning):
-    """Pixels outside [-1, 1] were clamped, as an image API that receives 8-bit files would have done."""
+    """Pixels outside [-1, 1] were clamped, as an image API that receives 8-bit files would have done; or all of them lie
+    in [0, 1], as if they had been scaled for another library."""
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -40,10 +41,11 @@ def check_queries(x: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
         TypeError: not a tensor (or array) of numbers.
         ValueError: wrong shape, empty, NaN or infinite.
     Warns:
-        OutOfRangeWarning: pixels outside [-1, 1]; the caller clamps them (`quantise`).
+        OutOfRangeWarning: pixels outside [-1, 1]; the caller clamps them (`quantise`). Or floats that all lie in [0, 1].
     """
     x = torch.as_tensor(x)
-    if x.dtype == torch.uint8:
+    as_bytes = x.dtype == torch.uint8
+    if as_bytes:
         x = to_float(x)
     if not x.is_floating_point():
         raise TypeError(f"images must be uint8 in 0..255 or float in [-1, 1], got {x.dtype}; convert with to_float")
@@ -55,10 +57,19 @@ def check_queries(x: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
         bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
         raise ValueError(f"{bad} of {len(x)} images hold NaN or infinite pixels; repair or drop them before the query")
     if x.abs().max() > 1:
-        words = "pixels outside [-1, 1] are clamped, as an 8-bit image API does"
-        # One place for all callers, so that Python's default filter says it once, not once a batch or a caller.
-        warnings.warn_explicit(words, OutOfRangeWarning, __file__, 1, registry=_SAID)
+        _warn_once("pixels outside [-1, 1] are clamped, as an 8-bit image API does")
+    elif not as_bytes and x.min() >= 0 and x.max() > x.min():
+        _warn_once("all pixels lie in [0, 1], but -1 is black here and 1 is white: scale images in [0, 1] by 2 * x - 1")
     return x.float()
+
+
+def received(x: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
+    """Checked queries as the service receives them: float32 [N, C, H, W] on the 8-bit grid (errors: `check_queries`)."""
+    return quantise(check_queries(x, image_shape))
+
+
+def _warn_once(words: str) -> None:
+    warnings.warn_explicit(words, OutOfRangeWarning, __file__, 1, registry=_WARNED)
 
 
 @dataclass(frozen=True, eq=False)

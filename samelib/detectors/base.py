@@ -10,6 +10,9 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from samelib.data.image_set import received
+from samelib.store import ArtifactStore
+
 
 class NotFittedError(RuntimeError):
     """The detector was asked for something that needs `fit` or `calibrate` first."""
@@ -39,18 +42,52 @@ def conformal_threshold(calibration: Tensor, fpr: float) -> float:
 
 
 class Detector(ABC):
-    """Gives each query an anomaly score; the score of a query never depends on the rest of its batch."""
+    """Gives each query an anomaly score; the score of a query never depends on the rest of its batch.
 
+    SAME and `PostHoc` watch over a victim that is given: `fit(images, calibration, victim)`. Outlier exposure and EDM
+    train one of their own: `fit(images, outliers, calibration)`. All take `store` and `fpr` by keyword.
+
+    Attributes:
+        image_shape: (C, H, W) of the queries; None before `fit`.
+        calibration_scores: [n], of benign images that nothing was trained on; None before `calibrate`.
+        fpr: share of benign queries to flag.
+    """
+
+    image_shape: tuple[int, int, int] | None = None
     calibration_scores: Tensor | None = None
     fpr: float | None = None
 
     @abstractmethod
+    def fit(self, *sets, store: ArtifactStore | None = None, fpr: float = 0.05) -> "Detector":
+        """Trains what it needs (or reads it from the store), then calibrates on benign images that trained nothing.
+
+        Raises:
+            ValueError: image sets that do not fit together, or too few calibration images for the rate.
+        """
+
     def score(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
-        """Images [N, C, H, W] -> anomaly scores [N], higher = more suspicious.
+        """Images [N, C, H, W], uint8 or float in [-1, 1] -> anomaly scores [N], higher = more suspicious.
 
         Args:
             answers: the victim's probabilities [N, K], where they are at hand; else a detector asks for what it needs.
+
+        Raises:
+            NotFittedError: before `fit`.
+            TypeError, ValueError: not what the victim takes (see `check_queries`), or not one answer for each image.
         """
+        x = self._received(x)
+        if answers is not None and len(answers) != len(x):
+            raise ValueError(f"{len(x)} images came with {len(answers)} answers; give one answer for each image")
+        return self.score_received(x, answers)
+
+    @abstractmethod
+    def score_received(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
+        """Like `score`, of images float32 [N, C, H, W] that were checked and rounded to the 8-bit grid already."""
+
+    def _received(self, x: Tensor) -> Tensor:
+        if self.image_shape is None:
+            raise NotFittedError(f"this {type(self).__name__} knows no images yet; call fit first")
+        return received(x, self.image_shape)
 
     def calibrate(self, benign: Tensor, fpr: float = 0.05) -> "Detector":
         """Remembers the scores of benign images [n, C, H, W] that nothing was trained on, and the rate to flag.

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samelib.data.groups import Group
-from samelib.data.image_set import quantise, to_uint8
-from samelib.detectors.outlier_exposure import ExposedDetector, check_weight
+from samelib.data.image_set import ImageSet, quantise, to_uint8
+from samelib.detectors.base import Detector, check_fpr
+from samelib.detectors.outlier_exposure import check_weight, train_exposed
 from samelib.models.classifiers import Victim, build_classifier, predict
-from samelib.training import TrainSettings, hash_seed
+from samelib.store import ArtifactStore
+from samelib.training import TrainSettings, seed_of
 
 BATCH = 256
 CONSENSUS = ("mean cosine", "max cosine", "vote entropy")
@@ -75,6 +76,12 @@ def perturbed(x: Tensor, generator: torch.Generator) -> Tensor:
     return (moved * contrast + brightness + deviation * noise).clamp(-1, 1)
 
 
+def half_perturbed(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Outliers [B, C, H, W], the first half as they are, the others `perturbed`."""
+    half = len(x) // 2
+    return torch.cat([x[:half], perturbed(x[half:], generator)])
+
+
 def pick_models(images: Tensor, models: int) -> Tensor:
     """uint8 images [N, ...] -> int64 [N], which of `models` members answers each: BLAKE2b of the pixels, modulo.
 
@@ -95,7 +102,7 @@ class Ensemble(nn.Module):
 
     def __init__(self, architecture: str, image_shape: tuple[int, int, int], classes: int, models: int, seed: int = 0):
         super().__init__()
-        seeds = (hash_seed(seed, i) for i in range(models))
+        seeds = (seed_of(seed, "edm member", i) for i in range(models))
         self.members = nn.ModuleList(build_classifier(architecture, image_shape, classes, s) for s in seeds)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,13 +113,13 @@ class Ensemble(nn.Module):
         received = quantise(x)
         picks = pick_models(to_uint8(x), len(self.members))
         answers = [(picks == i, predict(m, received[picks == i])) for i, m in enumerate(self.members) if i in picks]
-        found = torch.empty(len(x), answers[0][1].shape[1], device=answers[0][1].device)
-        for mine, answer in answers:
-            found[mine.to(found.device)] = answer
-        return found
+        probabilities = torch.empty(len(x), answers[0][1].shape[1], device=answers[0][1].device)
+        for picked, answer in answers:
+            probabilities[picked.to(probabilities.device)] = answer
+        return probabilities
 
 
-class EDM(ExposedDetector):
+class EDM(Detector):
     """Scores a query by how far the members of an ensemble of diverse models disagree on it.
 
     Loss (paper, eq. 3): mean cross-entropy of the members + gamma * `diversity_loss` on outliers, half of them as they
@@ -127,11 +134,12 @@ class EDM(ExposedDetector):
         gamma: weight of the diversity; 1, the plain sum, is our choice: the original's value could not be checked.
         consensus: which score `score` returns.
 
+    Attributes:
+        victim, cards: as for `OutlierExposure`.
+
     Raises:
         ValueError: fewer than two models, a negative gamma, an unknown consensus.
     """
-
-    kind = "edm"
 
     def __init__(
         self,
@@ -144,23 +152,47 @@ class EDM(ExposedDetector):
         gamma: float = 1.0,
         consensus: str = "mean cosine",
     ):
-        super().__init__(architecture, train, seed, augment)
         check_weight("gamma", gamma)
         if models < 2:
             raise ValueError(f"models must be at least 2 (one model agrees with itself), got {models}")
         if consensus not in CONSENSUS:
             raise ValueError(f"consensus must be one of {', '.join(CONSENSUS)}, got {consensus!r}")
+        self.architecture, self.train, self.seed, self.augment = architecture, train, seed, augment
         self.models, self.gamma, self.consensus = models, gamma, consensus
+        self.victim: Victim | None = None
+        self.cards: dict[str, dict] = {}
 
-    def _options(self) -> dict:
-        return {"models": self.models, "gamma": self.gamma}
+    def fit(
+        self,
+        images: ImageSet,
+        outliers: ImageSet,
+        calibration: ImageSet,
+        *,
+        store: ArtifactStore | None = None,
+        fpr: float = 0.05,
+    ) -> "EDM":
+        """Trains the ensemble on labelled images and outliers (or reads it from the store), then calibrates.
 
-    def _build(self, group: Group) -> nn.Module:
-        return Ensemble(self.architecture, group.image_shape, group.classes, self.models, self.seed)
-
-    def _outliers(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        half = len(x) // 2
-        return torch.cat([x[:half], perturbed(x[half:], generator)])
+        Raises:
+            ValueError: no outliers, images that are not alike, or too few calibration images for the rate.
+        """
+        check_fpr(fpr, len(calibration))
+        classes = len(images.classes)
+        model, self.cards["victim"] = train_exposed(
+            {"kind": "edm", "architecture": self.architecture, "models": self.models, "gamma": self.gamma},
+            lambda: Ensemble(self.architecture, images.image_shape, classes, self.models, self.seed),
+            self._loss,
+            images,
+            outliers,
+            self.train,
+            self.seed,
+            self.augment,
+            store,
+            half_perturbed,
+        )
+        model.eval().requires_grad_(False)
+        self.victim, self.image_shape = Victim(model.answer, images.image_shape, classes, model), images.image_shape
+        return self.calibrate(calibration.pixels(), fpr)
 
     def _loss(self, model: nn.Module, x: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         logits = model(x).float()
@@ -168,23 +200,18 @@ class EDM(ExposedDetector):
         error = F.cross_entropy(known.flatten(0, 1), labels.repeat(self.models))
         return error + self.gamma * diversity_loss(unknown.softmax(-1))
 
-    def _victim(self, model: nn.Module, group: Group) -> Victim:
-        model.eval().requires_grad_(False)
-        return Victim(model.answer, group.image_shape, group.classes, model)
-
     def consensus_scores(self, x: Tensor) -> dict[str, Tensor]:
         """All three scores [N] of images [N, C, H, W], higher = less agreement; every member sees every image once.
 
-        Raises:
-            NotFittedError: before `fit`.
-            TypeError, ValueError: not what the victim takes (see `check_queries`).
+        Errors as for `score`.
         """
-        parts = [
-            consensus(torch.stack([predict(member, part) for member in self.victim.model.members]))
-            for part in self._received(x).split(BATCH)
-        ]
+        return self._consensus(self._received(x))
+
+    def _consensus(self, x: Tensor) -> dict[str, Tensor]:
+        members = self.victim.model.members
+        parts = [consensus(torch.stack([predict(member, part) for member in members])) for part in x.split(BATCH)]
         return {name: torch.cat([part[name] for part in parts]) for name in CONSENSUS}
 
-    def score(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
+    def score_received(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
         """The chosen consensus score [N]. The answers are of no use here: each is one member's alone."""
-        return self.consensus_scores(x)[self.consensus]
+        return self._consensus(x)[self.consensus]

@@ -9,11 +9,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from samelib.artifacts import ArtifactStore
-from samelib.data.groups import Group
-from samelib.data.image_set import ImageSet, check_queries, quantise
-from samelib.detectors.base import Detector, NotFittedError, check_fpr
+from samelib.data.image_set import ImageSet
+from samelib.detectors.base import Detector, check_fpr
 from samelib.models.classifiers import Victim
+from samelib.store import ArtifactStore
 
 BATCH = 256
 TRAINING_IMAGES = 10_000  # at most, whose features Mahalanobis and nearest neighbours remember
@@ -65,7 +64,15 @@ class PostHoc(Detector):
         self.victim: Victim | None = None
         self._adapted = getattr(_pytorch_ood(), CLASSES[method])(None)  # no model: it is given logits or features
 
-    def fit(self, group: Group, victim: Victim, store: ArtifactStore | None = None, fpr: float = 0.05):
+    def fit(
+        self,
+        images: ImageSet,
+        calibration: ImageSet,
+        victim: Victim,
+        *,
+        store: ArtifactStore | None = None,
+        fpr: float = 0.05,
+    ) -> "PostHoc":
         """Remembers the features of at most 10,000 training images where the method needs them, then calibrates.
 
         Args:
@@ -74,8 +81,8 @@ class PostHoc(Detector):
         Raises:
             ValueError: a black-box victim or one of another kind, or too few images.
         """
-        check_fpr(fpr, len(group.calibration))
-        victim.require(group.image_shape, group.classes)
+        check_fpr(fpr, len(calibration))
+        victim.require(images.image_shape, len(images.classes))
         if victim.model is None:
             raise ValueError(
                 "these detectors need the victim's logits or features, and this victim is a black box; "
@@ -83,10 +90,10 @@ class PostHoc(Detector):
             )
         if self.method in ON_FEATURES and not isinstance(getattr(victim.model, "trunk", None), nn.Module):
             raise ValueError(f"{self.method} needs the features of victim.model.trunk, which this victim has not")
-        self.victim = victim
+        self.victim, self.image_shape = victim, images.image_shape
         if self.method in ON_FEATURES:
-            self._remember_features(group.victim_train[:TRAINING_IMAGES])
-        return self.calibrate(group.calibration.pixels(), fpr)
+            self._remember_features(images[:TRAINING_IMAGES])
+        return self.calibrate(calibration.pixels(), fpr)
 
     def _remember_features(self, images: ImageSet) -> None:
         if self.method == "knn" and len(images) < self._adapted.k:
@@ -101,23 +108,14 @@ class PostHoc(Detector):
     def _outputs(self, x: Tensor) -> Tensor:
         """x [n, C, H, W] -> features [n, D] or logits [n, K], float64 on the CPU."""
         model = self.victim.model.trunk if self.method in ON_FEATURES else self.victim.model
-        found = model(x.to(next(model.parameters()).device).contiguous(memory_format=torch.channels_last))
-        if found.ndim != 2:
-            raise ValueError(f"the victim's model gives {list(found.shape)}, these detectors need one row an image")
-        return found.double().cpu()
+        outputs = model(x.to(next(model.parameters()).device).contiguous(memory_format=torch.channels_last))
+        if outputs.ndim != 2:
+            raise ValueError(f"the victim's model gives {list(outputs.shape)}, these detectors need one row an image")
+        return outputs.double().cpu()
 
-    def score(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
-        """Images [N, C, H, W] -> scores float64 [N], higher = more suspicious; the answers are not needed.
-
-        In 32 bits the largest probability of a sure answer is 1, and most queries would tie.
-
-        Raises:
-            NotFittedError: before `fit`.
-            TypeError, ValueError: not what the victim takes (see `check_queries`).
-        """
-        if self.victim is None:
-            raise NotFittedError(f"this {self.method} detector has no victim yet; call fit(group, victim) first")
-        received = quantise(check_queries(x, self.victim.image_shape))
+    def score_received(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
+        """Scores float64 [N]; the answers are not needed. In 32 bits the largest probability of a sure answer is 1, and
+        most queries would tie."""
         predict = self._adapted.predict_features if self.method in ON_FEATURES else self._adapted.predict_logits
-        scores = torch.cat([predict(self._outputs(part)) for part in received.split(BATCH)])
+        scores = torch.cat([predict(self._outputs(part)) for part in x.split(BATCH)])
         return scores.to(next(self.victim.model.parameters()).device)

@@ -5,8 +5,9 @@ A masked autoencoder reconstructs the query, an auxiliary model predicts on the 
 with r the reconstruction error and d the deviation of the two predictions.
 """
 
-import copy
 import hashlib
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -14,14 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from samelib.artifacts import ArtifactError, ArtifactStore, load_folder, save_folder
-from samelib.data.groups import Group
-from samelib.data.image_set import ImageSet, check_queries, quantise
-from samelib.detectors.base import Detector, NotFittedError, check_fpr
-from samelib.detectors.same_settings import SameSettings, check_alpha, settings_from_card
+from samelib.data.image_set import ImageSet
+from samelib.detectors.base import Detector, check_fpr
 from samelib.models.classifiers import SharedTrunk, Victim, build_classifier, predict
 from samelib.models.mae import MaskedAutoencoder
-from samelib.training import autocast, hash_seed, train, train_mae
+from samelib.presets import SameSettings, check_alpha, preset
+from samelib.store import ArtifactError, ArtifactStore, load_folder, save_folder
+from samelib.training import Training, autocast, seed_of, train, train_mae
 
 BATCH = 256
 
@@ -36,13 +36,6 @@ def deviation(victim: Tensor, auxiliary: Tensor) -> Tensor:
     return (victim - auxiliary).square().sum(1)
 
 
-def kl_deviation(victim: Tensor, auxiliary: Tensor) -> Tensor:
-    """The authors' code instead: KL(victim || auxiliary) / K."""
-    tiny = torch.finfo(victim.dtype).tiny
-    ratio = victim.clamp_min(tiny).log() - auxiliary.clamp_min(tiny).log()
-    return (victim * ratio).mean(1)
-
-
 def auxiliary_loss(victim: Tensor, logits: Tensor) -> Tensor:
     """Paper eq. 5: the mean squared distance between the victim's probabilities and the auxiliary model's own."""
     return deviation(victim, logits.softmax(1)).mean()
@@ -55,7 +48,7 @@ def anomaly_score(r: Tensor, d: Tensor, alpha: float) -> Tensor:
 
 def pass_noise(tokens: int, passes: int, seed: int) -> Tensor:
     """[passes, tokens]: the masks of the scoring passes, the same for every image and every day."""
-    return torch.rand(passes, tokens, generator=torch.Generator().manual_seed(hash_seed(seed, passes)))
+    return torch.rand(passes, tokens, generator=torch.Generator().manual_seed(seed_of(seed, "scoring masks", passes)))
 
 
 class Terms(NamedTuple):
@@ -71,107 +64,163 @@ class SameDetector(Detector):
     It needs benign images and the victim's answers: no outliers, no history, no weights of the victim.
 
     Args:
-        settings: see SameSettings.
+        settings: see SameSettings; `SameDetector.preset` has ready-made ones.
         seed: of initial weights, training order and masks.
+
+    Attributes:
+        mae, auxiliary: the masked autoencoder and the auxiliary model; None before `fit`.
+        victim: whose answers are compared with the auxiliary model's.
+        cards: "mae" and "auxiliary": how each was trained (see `ArtifactStore.trained`).
     """
+
+    loss_factor = 1.0  # of eq. 4
+    auxiliary_target = "victim"  # what the auxiliary model learns: the victim's answers (eq. 5)
 
     def __init__(self, settings: SameSettings, seed: int = 0):
         self.settings, self.seed = settings, seed
         self.mae: MaskedAutoencoder | None = None
         self.auxiliary: nn.Module | None = None
+        self.victim: Victim | None = None
         self.calibration_terms: Terms | None = None
         self.cards: dict[str, dict] = {}
 
-    def fit(self, group: Group, victim: Victim, store: ArtifactStore | None = None, fpr: float = 0.05):
+    @classmethod
+    def preset(cls, tier: str, image_shape: tuple[int, int, int], seed: int = 0) -> "SameDetector":
+        """The detector of a tier (smoke, lecture or paper) for images (C, H, W); errors: see `samelib.preset`."""
+        return cls(preset(tier, image_shape).same, seed)
+
+    def fit(
+        self,
+        images: ImageSet,
+        calibration: ImageSet,
+        victim: Victim | nn.Module | Callable[[Tensor], Tensor],
+        *,
+        store: ArtifactStore | None = None,
+        fpr: float = 0.05,
+    ) -> "SameDetector":
         """Trains autoencoder and auxiliary model (or reads them from the store), then scales and calibrates.
 
         One half of the calibration set gives the scale of the two terms, the other the threshold and the p-values:
         conformal validity wants a score that was fixed before it saw the calibration images.
+
+        Args:
+            images: benign images to train on; their labels are not used.
+            calibration: benign images that trained nothing, neither here nor the victim.
+            victim: see `Victim.wrap`.
+            fpr: share of benign queries to flag.
+
+        Raises:
+            ValueError: images that are not alike or not what the victim takes, or too few of them for the rate.
+            ArtifactError: the store cannot be written.
         """
-        store, half = store or ArtifactStore(), len(group.calibration) // 2
+        store, half = store or ArtifactStore(), len(calibration) // 2
         check_fpr(fpr, half)
-        needs_labels = self.settings.protocol.auxiliary_target == "labels"
-        victim.require(group.image_shape, group.classes if needs_labels else victim.classes)
-        self.victim = victim
-        self.mae, self.cards["mae"] = self.fit_autoencoder(group.victim_train, store)
-        self.auxiliary, self.cards["auxiliary"] = self._fit_auxiliary(group.victim_train, store)
+        if calibration.image_shape != images.image_shape:
+            raise ValueError(f"training images are {images.image_shape}, calibration {calibration.image_shape}")
+        self.victim = Victim.wrap(victim, images.pixels(slice(2)))
+        self.victim.require(images.image_shape, self.victim.classes)
+        self.image_shape = images.image_shape
+        self.mae, self.cards["mae"] = self.fit_autoencoder(images, store)
+        self.auxiliary, self.cards["auxiliary"] = self._fit_auxiliary(images, store)
         self._freeze()
-        scaling, threshold = group.calibration.split(half, half)
+        scaling, threshold = calibration.split(half, half)
         terms = self.terms(scaling.pixels())
         self.scale = torch.stack([torch.stack([t.mean(), t.std().clamp_min(1e-12)]) for t in terms])
         return self.calibrate(threshold.pixels(), fpr)
 
     def _freeze(self) -> None:
         self.mae.eval().requires_grad_(False)
-        self.auxiliary.train(not self.settings.protocol.eval_mode).requires_grad_(False)
+        self.auxiliary.eval().requires_grad_(False)
 
     def fit_autoencoder(self, images: ImageSet, store: ArtifactStore, on_epoch=None) -> tuple[nn.Module, dict]:
         """The trained autoencoder and its card, from the store where it is there; `on_epoch` watches (see `train`)."""
-        s = self.settings
-        factor = 1 / s.mae.mask_ratio if s.protocol.divide_loss and s.mae.mask_ratio else 1.0
-        spec = {"kind": "mae", "mae": asdict(s.mae), "train": asdict(s.mae_train), "loss_factor": factor}
-        spec |= {"data": images.fingerprint, "seed": self.seed, "device": images.device.type}
+        s, seed = self.settings, seed_of(self.seed, "mae")
+        spec = {"kind": "mae", "mae": asdict(s.mae), "train": asdict(s.mae_train), "loss_factor": self.loss_factor}
+        spec |= {"data": images.fingerprint, "seed": self.seed}
         return store.trained(
             spec,
-            lambda: MaskedAutoencoder(images.image_shape, s.mae, self.seed).to(images.device),
-            lambda model, file: train_mae(
-                model, images, s.mae_train, seed=self.seed, loss_factor=factor, checkpoint=file, on_epoch=on_epoch
+            lambda: MaskedAutoencoder(images.image_shape, s.mae, seed).to(images.device),
+            lambda model, checkpoint: train_mae(
+                model,
+                images,
+                s.mae_train,
+                seed=seed,
+                loss_factor=self.loss_factor,
+                checkpoint=checkpoint,
+                on_epoch=on_epoch,
             ),
         )
 
-    def _fit_auxiliary(self, images: ImageSet, store: ArtifactStore):
+    @property
+    def auxiliary_mask_ratio(self) -> float:
+        """The auxiliary model is trained under the masking that will be scored."""
+        return self.settings.mask_ratio
+
+    def _fit_auxiliary(self, images: ImageSet, store: ArtifactStore) -> tuple[nn.Module, dict]:
         s = self.settings
         images = images[: s.auxiliary_images]
         identity = self.victim.fingerprint
         answers = None if identity else self.victim(images.pixels())
         if identity is None:  # a victim whose weights are not at hand is known by its answers
             identity = hashlib.sha256(answers.cpu().numpy().tobytes()).hexdigest()
-        ratio = s.mask_ratio if s.protocol.auxiliary_mask_ratio is None else s.protocol.auxiliary_mask_ratio
-        spec = {"kind": "auxiliary", "architecture": s.auxiliary, "train": asdict(s.auxiliary_train), "ratio": ratio}
-        spec |= {"target": s.protocol.auxiliary_target, "shared": s.share_backbone, "views": s.views}
-        spec |= {"mae": self.cards["mae"]["sha256"], "victim": identity, "images": len(images)}
-        spec |= {"data": images.fingerprint, "seed": self.seed, "device": images.device.type}
+        spec = {"kind": "auxiliary", "architecture": s.auxiliary, "train": asdict(s.auxiliary_train)}
+        spec |= {"ratio": self.auxiliary_mask_ratio, "target": self.auxiliary_target, "views": s.views}
+        spec |= {"shared": s.share_backbone, "mae": self.cards["mae"]["sha256"], "victim": identity}
+        spec |= {"data": images.fingerprint, "seed": self.seed}
         return store.trained(
             spec,
             lambda: self._build_auxiliary().to(images.device),
-            lambda model, file: self._train_auxiliary(model, images, answers, ratio, file),
+            lambda model, checkpoint: self._train_auxiliary(model, images, answers, checkpoint),
         )
 
     def _build_auxiliary(self) -> nn.Module:
+        seed = seed_of(self.seed, "auxiliary")
         if not self.settings.share_backbone:
-            return build_classifier(
-                self.settings.auxiliary, self.victim.image_shape, self.victim.classes, self.seed + 1
-            )
+            return build_classifier(self.settings.auxiliary, self.image_shape, self.victim.classes, seed)
         if self.victim.model is None:
             raise ValueError("share_backbone needs the victim's model; a black-box victim has no trunk to share")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed + 1)
+            torch.manual_seed(seed)
             return SharedTrunk(self.victim.model)
 
-    def _train_auxiliary(self, model: nn.Module, images: ImageSet, answers: Tensor | None, ratio: float, file: Path):
+    def _train_auxiliary(
+        self, model: nn.Module, images: ImageSet, answers: Tensor | None, checkpoint: Path
+    ) -> Training:
         """Eq. 5 on reconstructions under the masking that will be scored, each view under masks of its own."""
+        start = time.perf_counter()
         answers = (self.victim(images.pixels()) if answers is None else answers).to(images.device)
-        views = 1 if ratio == 0 else self.settings.views
-        generator = torch.Generator(images.device).manual_seed(hash_seed(self.seed, 2))
-        reconstructions = []
-        for _ in range(views):
-            noise = torch.rand(len(images), self.mae.tokens, generator=generator, device=images.device)
-            parts = [
-                self.reconstruct(images.pixels(i), noise[i], ratio) for i in torch.arange(len(images)).split(BATCH)
-            ]
-            reconstructions.append(torch.cat(parts).half())
-        reconstructions = torch.stack(reconstructions)
-        labels = images.labels if self.settings.protocol.auxiliary_target == "labels" else None
+        reconstructions = self._training_views(images)
+        preparation = time.perf_counter() - start
 
         def loss(index: Tensor, generator: torch.Generator) -> Tensor:
-            view = torch.randint(views, index.shape, generator=generator, device=index.device)
-            logits = model(reconstructions[view, index].float())
-            if labels is not None:
-                return nn.functional.cross_entropy(logits, labels[index])
-            return auxiliary_loss(answers[index], logits.float())
+            view = torch.randint(len(reconstructions), index.shape, generator=generator, device=index.device)
+            logits = model(reconstructions[view, index].float()).float()
+            return self._auxiliary_loss(logits, answers[index], images.labels[index])
 
-        settings = self.settings.auxiliary_train
-        return train(model, loss, len(images), settings, seed=self.seed, checkpoint=file, label="auxiliary model")
+        losses, seconds = train(
+            model,
+            loss,
+            len(images),
+            self.settings.auxiliary_train,
+            seed=seed_of(self.seed, "auxiliary"),
+            checkpoint=checkpoint,
+            label="auxiliary model",
+        )
+        return Training(losses, seconds + preparation)
+
+    def _training_views(self, images: ImageSet) -> Tensor:
+        """Reconstructions of the images, float16 [views, N, C, H, W], each under random masks of its own."""
+        ratio = self.auxiliary_mask_ratio
+        generator = torch.Generator(images.device).manual_seed(seed_of(self.seed, "training views"))
+        views = []
+        for _ in range(1 if ratio == 0 else self.settings.views):
+            noise = torch.rand(len(images), self.mae.tokens, generator=generator, device=images.device)
+            parts = torch.arange(len(images), device=images.device).split(BATCH)
+            views.append(torch.cat([self.reconstruct(images.pixels(i), noise[i], ratio) for i in parts]).half())
+        return torch.stack(views)
+
+    def _auxiliary_loss(self, logits: Tensor, answers: Tensor, labels: Tensor) -> Tensor:
+        return auxiliary_loss(answers, logits)
 
     @torch.inference_mode()
     def reconstruct(self, x: Tensor, noise: Tensor, mask_ratio: float | None = None) -> Tensor:
@@ -180,50 +229,36 @@ class SameDetector(Detector):
             return self.mae(x, noise.expand(len(x), -1), mask_ratio)[0]
 
     def terms(self, x: Tensor, answers: Tensor | None = None) -> Terms:
-        """Reconstruction error [N] and deviation [N] of images [N, C, H, W].
+        """Reconstruction error [N] and deviation [N] of images [N, C, H, W]; arguments and errors as for `score`."""
+        return self._terms(self._received(x), answers)
 
-        Args:
-            answers: what the victim answered to them [N, K]; without it the victim is asked.
-
-        Raises:
-            NotFittedError: before `fit` or `load`.
-            TypeError, ValueError: the images are not what the victim takes (see `check_queries`).
-        """
-        if self.mae is None:
-            raise NotFittedError(
-                "this SameDetector is not fitted; call fit(group, victim) or SameDetector.load(folder)"
-            )
-        device = self.mae.class_token.device
-        x = check_queries(x, self.victim.image_shape)
+    def _terms(self, x: Tensor, answers: Tensor | None) -> Terms:
+        """The terms of images that were checked and rounded; the victim is asked where there are no answers."""
+        device = self.mae.mask_token.device
+        answers = self.victim(x) if answers is None else answers
         noise = pass_noise(self.mae.tokens, self.settings.passes, self.seed).to(device)
-        if answers is not None and len(answers) != len(x):
-            raise ValueError(f"{len(x)} images came with {len(answers)} answers; give one answer for each image")
-        batches = [slice(start, start + BATCH) for start in range(0, len(x), BATCH)]
-        parts = [self._batch_terms(x[i].to(device), None if answers is None else answers[i], noise) for i in batches]
+        batches = zip(x.split(BATCH), answers.split(BATCH), strict=True)
+        parts = [self._batch_terms(images.to(device), rows.to(device), noise) for images, rows in batches]
         return Terms(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def _batch_terms(self, x: Tensor, answers: Tensor | None, noise: Tensor) -> tuple[Tensor, Tensor]:
-        protocol = self.settings.protocol
-        received = quantise(x)
-        seen = received if protocol.quantise else x
-        answer = (self.victim(received) if answers is None else answers).to(x.device)
-        distance = deviation if protocol.deviation == "squared" else kl_deviation
+    def _batch_terms(self, x: Tensor, answers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         r = d = 0.0
         for rows in noise.split(max(1, BATCH // len(x))):  # few images: several passes at once, as one batch
             passes = len(rows)
-            images, answers = seen.repeat(passes, 1, 1, 1), answer.repeat(passes, 1)
+            images = x.repeat(passes, 1, 1, 1)
             reconstruction = self.reconstruct(images, rows.repeat_interleave(len(x), 0), self.settings.mask_ratio)
+            predictions = self._predict_auxiliary(reconstruction)
             r = r + reconstruction_error(images, reconstruction).view(passes, -1).sum(0)
-            d = d + distance(answers, self._predict_auxiliary(reconstruction)).view(passes, -1).sum(0)
+            d = d + self._distance(answers.repeat(passes, 1), predictions).view(passes, -1).sum(0)
         return r / len(noise), d / len(noise)
+
+    def _distance(self, victim: Tensor, auxiliary: Tensor) -> Tensor:
+        return deviation(victim, auxiliary)
 
     @torch.inference_mode()
     def _predict_auxiliary(self, reconstruction: Tensor) -> Tensor:
-        if self.settings.protocol.eval_mode:
-            with autocast(reconstruction.device):  # as it was trained
-                return predict(self.auxiliary, reconstruction)
-        statistics = copy.deepcopy(self.auxiliary)  # training mode would move the running statistics
-        return statistics.train()(reconstruction).float().softmax(1)
+        with autocast(reconstruction.device):  # as it was trained
+            return predict(self.auxiliary, reconstruction)
 
     def combine(self, terms: Terms, alpha: float | None = None) -> Tensor:
         """Anomaly scores [N] from both terms, in the detector's scale (eq. 6)."""
@@ -233,8 +268,8 @@ class SameDetector(Detector):
             terms = Terms(*((t - mean) / std for t, (mean, std) in zip(terms, self.scale, strict=True)))
         return anomaly_score(*terms, alpha)
 
-    def score(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
-        return self.combine(self.terms(x, answers))
+    def score_received(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
+        return self.combine(self._terms(x, answers))
 
     def _remember(self, benign: Tensor) -> None:
         self.calibration_terms = self.terms(benign)
@@ -290,8 +325,8 @@ class SameDetector(Detector):
             model = part("victim", build_classifier(card["victim"], shape, classes))
             victim = Victim.of(model, shape, classes, card["victim"])
         victim.require(shape, classes)
-        detector = cls(settings_from_card(card["settings"]), card["seed"])
-        detector.victim = victim
+        detector = cls(SameSettings.from_card(card["settings"]), card["seed"])
+        detector.victim, detector.image_shape = victim, shape
         detector.mae = part("mae", MaskedAutoencoder(shape, detector.settings.mae))
         detector.auxiliary = part("auxiliary", detector._build_auxiliary())
         detector._freeze()

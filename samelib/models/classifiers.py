@@ -3,15 +3,17 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from samelib.artifacts import ArtifactError, load_folder, save_folder
+from samelib.store import ArtifactError, load_folder, save_folder
 
 ARCHITECTURES = ("conv3", "resnet18", "resnet18-imagenet")
+SMALLEST_SIDE = 14  # pixels that Conv3's unpadded convolutions need
 BATCH = 512
 
 
@@ -24,6 +26,10 @@ class Conv3(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int], classes: int):
         super().__init__()
         channels, height, width = image_shape
+        if min(height, width) < SMALLEST_SIDE:
+            raise ValueError(
+                f"conv3 needs images of {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels or more, got {height} x {width}"
+            )
         rows, columns = (((side - 2) // 2 - 4) // 2 for side in (height, width))  # after unpadded convolutions
         self.trunk = nn.Sequential(
             nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.MaxPool2d(2),
@@ -109,6 +115,10 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
         model.train(training)
 
 
+def _ask(model: Callable[[Tensor], Tensor], device: torch.device, x: Tensor) -> Tensor:
+    return model(x.to(device))
+
+
 @dataclass(frozen=True, eq=False)
 class Victim:
     """A black box: images in, probabilities out. Any callable will do; a model of ours is one case.
@@ -119,6 +129,10 @@ class Victim:
         classes: K.
         model: the module behind it, where it is at hand (needed for structure sharing and for saving it along).
         architecture: the name `build_classifier` knows it by, where it has one.
+
+    Raises:
+        TypeError: what answers cannot be called.
+        ValueError: an image shape that is none, or fewer than two classes.
     """
 
     answer: Callable[[Tensor], Tensor]
@@ -127,11 +141,54 @@ class Victim:
     model: nn.Module | None = None
     architecture: str | None = None
 
+    def __post_init__(self):
+        if not callable(self.answer):
+            raise TypeError(
+                f"a victim must be callable: images in, probabilities out; got {type(self.answer).__name__}"
+            )
+        shape = tuple(int(side) for side in self.image_shape)
+        if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
+            raise ValueError(f"image_shape must be (1 or 3, height, width), got {self.image_shape}")
+        if self.classes < 2:
+            raise ValueError(f"a victim names two classes or more, got {self.classes}")
+        object.__setattr__(self, "image_shape", shape)
+
+    @classmethod
+    def wrap(cls, model: "Victim | nn.Module | Callable[[Tensor], Tensor]", images: Tensor) -> "Victim":
+        """Whatever can answer as a victim: one already, a module that returns logits or probabilities, or a function
+        that returns probabilities.
+
+        Args:
+            images: some images [N, C, H, W] that it takes, float in [-1, 1]; two of them are asked.
+
+        Raises:
+            TypeError: it cannot be called.
+            ValueError: it does not answer with one row for each image.
+        """
+        if isinstance(model, Victim):
+            return model
+        if not callable(model):
+            raise TypeError(f"a victim must be callable: images in, probabilities out; got {type(model).__name__}")
+        shape, few = tuple(images.shape[1:]), images[:2]
+        if isinstance(model, nn.Module):
+            model.eval().requires_grad_(False)
+            few = few.to(next(model.parameters(), few).device)
+        with torch.no_grad():
+            rows = torch.as_tensor(model(few))
+        if rows.ndim != 2 or len(rows) != len(few):
+            raise ValueError(
+                f"the victim answered {list(rows.shape)} to {len(few)} images, expected [{len(few)}, classes]"
+            )
+        probabilities = bool(rows.min() >= 0 and (rows.sum(1) - 1).abs().max() < 1e-2)
+        if isinstance(model, nn.Module) and not probabilities:
+            return cls.of(model, shape, rows.shape[1])
+        return cls(partial(_ask, model, few.device), shape, rows.shape[1])
+
     @classmethod
     def of(cls, model: nn.Module, image_shape: tuple[int, int, int], classes: int, architecture=None) -> "Victim":
         """The black box around a classifier that returns logits."""
         model.eval().requires_grad_(False)
-        return cls(lambda x: predict(model, x), tuple(image_shape), classes, model, architecture)
+        return cls(partial(predict, model), tuple(image_shape), classes, model, architecture)
 
     def save(self, folder: Path | str, **card) -> None:
         """Writes the model as one folder: safetensors and a JSON card, to which `card` is added.

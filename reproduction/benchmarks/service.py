@@ -33,15 +33,15 @@ import torch
 from detector import build_victim
 from service_client import TOLERANCE, Images, Service, load, soak, until_stopped
 
-from samelib.artifacts import ArtifactStore
+from reproduction.results import append_rows, provenance
 from samelib.data.groups import SIZES, Group
 from samelib.data.synthetic import glyphs
 from samelib.detectors.same import SameDetector
-from samelib.experiments.config import preset
-from samelib.experiments.results import append_rows, provenance
+from samelib.presets import preset
 from samelib.responses import ProofOfWork, Reject
 from samelib.service import app, server
-from samelib.stamps import SpentStamps, StampOffice
+from samelib.service.stamps import SpentStamps, StampOffice
+from samelib.store import ArtifactStore
 from samelib.training import best_device
 
 RESPONSES = {"off": "detection off", "reject": "reject", "proof-of-work": "proof of work"}

@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 
 import samelib
-from samelib.artifacts import json_digest
+from samelib.store import json_digest
 
 
 def repository_results() -> Path | None:

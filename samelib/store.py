@@ -17,10 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from samelib.distributed import by_first, process_group
+from samelib.distributed import by_first
 
+MEASUREMENT = 2  # raise it when a change of the code moves a figure: older models are then made again
 FORMAT = 1
 WEIGHTS, CARD = "weights.safetensors", "card.json"
+PUBLISHED = Path(__file__).parent / "published"  # see samelib.publish
 
 
 class ArtifactError(RuntimeError):
@@ -111,110 +113,109 @@ def cache_root() -> Path:
 
 
 class ArtifactStore:
-    """A folder of trained models and other tensors that took work to make.
+    """A folder of trained models and other tensors that took work to make, over a read-only layer of published ones.
 
-    In a group of processes (torchrun) all of them call `trained` and `kept` together: process 0 takes the lock, reads
-    and writes; the others help to make what is missing, and end with the same tensors.
+    In a group of processes (torchrun) all of them call `get` and `trained` together: process 0 takes the lock, reads and
+    writes; the others help to make what is missing, and end with the same tensors.
 
     Args:
         root: where; by default `SAMELIB_CACHE` or ~/.cache/samelib/models.
+        published: folder of models that are read and never written; by default those that come with samelib.
     """
 
-    def __init__(self, root: Path | str | None = None):
+    def __init__(self, root: Path | str | None = None, published: Path | str | None = None):
         self.root = Path(root) if root else cache_root()
+        self.published = Path(published) if published else PUBLISHED
 
     def path(self, spec: dict) -> Path:
-        """The folder of the model that `spec` decides."""
-        return self.root / f"{spec['kind']}-{json_digest(spec | {'format': FORMAT})[:16]}"
+        """The folder of the entry that `spec` decides, together with `MEASUREMENT`: the code it was made with."""
+        return self.root / f"{spec['kind']}-{json_digest(spec | {'format': FORMAT, 'measurement': MEASUREMENT})[:16]}"
 
     def trained(
-        self, spec: dict, build: Callable[[], nn.Module], fit: Callable[[nn.Module, Path], list[float]]
+        self, spec: dict, build: Callable[[], nn.Module], fit: Callable[[nn.Module, Path], tuple[list[float], float]]
     ) -> tuple[nn.Module, dict]:
         """The trained module of `spec` and its card: read if it is there, else trained once, whoever asks.
 
         Args:
-            spec: everything that decides the weights, as JSON: kind, settings, data fingerprint, seed.
+            spec: everything that decides the weights but the code, as JSON: kind, settings, data fingerprint, seed.
             build: makes the untrained module.
-            fit: trains it in place, given the file for its checkpoints; returns the loss of every epoch.
+            fit: trains it in place, given the file for its checkpoints; returns (losses of every epoch, seconds).
 
         Returns:
-            the module in eval mode; the card with `spec`, `history`, `seconds` (of the training, over all its
-            restarts only the last) and `sha256`.
+            the module in eval mode; the card with `spec`, `losses`, `seconds` (restarts included) and `sha256`.
 
         Raises:
             ArtifactError: the cache cannot be written.
         """
-        module = build()
 
         def make(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
-            nonlocal module
-            module = build()  # afresh: an entry that did not fit may have left half of its weights in the other one
-            history = fit(module, checkpoint)
-            return module.state_dict(), {"history": history}
+            module = build()
+            losses, seconds = fit(module, checkpoint)
+            device = next(module.parameters()).device.type
+            return module.state_dict(), {"losses": losses, "seconds": seconds, "device": device}
 
-        _, card = self.kept(spec, make, lambda tensors: module.load_state_dict(tensors))
+        tensors, card = self.get(spec, make)
+        module = build()
+        module.load_state_dict(tensors)
         return module.eval(), card
 
-    def kept(
-        self,
-        spec: dict,
-        make: Callable[[Path], tuple[dict[str, Tensor], dict]],
-        accept: Callable[[dict[str, Tensor]], object] = lambda tensors: None,
-    ) -> tuple[dict[str, Tensor], dict]:
+    def get(self, spec: dict, make: Callable[[Path], tuple[dict[str, Tensor], dict]]) -> tuple[dict[str, Tensor], dict]:
         """The tensors and the card of `spec`: read if they are there, else made once, whoever asks.
 
         Args:
             spec: everything that decides the tensors, as JSON; `kind` begins the name of the entry.
             make: given a file for checkpoints, returns (tensors, what to write on the card); in a group of processes
                 the same tensors in each.
-            accept: given tensors that were read, raises RuntimeError if they are of no use.
 
         Raises:
             ArtifactError: the cache cannot be written.
         """
         folder = self.path(spec)
         checkpoint = folder.with_suffix(".checkpoint")
+        with self._locked(folder):
+            entry = by_first(lambda: self._read(folder))
+            if entry is None:
+                tensors, card = make(checkpoint)
+                card = {"spec": spec, "measurement": MEASUREMENT} | card
+                entry = tensors, by_first(lambda: save_folder(folder, tensors, card))
+                by_first(lambda: checkpoint.unlink(missing_ok=True))
+        return entry
+
+    @contextmanager
+    def _locked(self, folder: Path):
+        """Others wait while process 0 of this group holds the lock of an entry; they hold none themselves."""
         lock = FileLock(f"{folder}.lock", mode=0o666)
 
-        def enter() -> tuple[dict[str, Tensor], dict] | None:
+        def acquire() -> None:
             with _write_errors(self.root):
                 self.root.mkdir(parents=True, exist_ok=True)
                 lock.acquire()
-            return self._read(folder, accept)
 
+        by_first(acquire)
         try:
-            found = by_first(enter)
-            if found is None:
-                start = time.perf_counter()
-                tensors, card = make(checkpoint)
-                card = {"spec": spec, "seconds": time.perf_counter() - start} | card
-                found = tensors, by_first(lambda: save_folder(folder, tensors, card))
-                by_first(lambda: checkpoint.unlink(missing_ok=True))
-            elif process_group()[0] > 0:
-                accept(found[0])
-            return found
+            yield
         finally:
-            lock.release()
+            lock.release()  # nothing to do where it was not acquired
 
-    def _read(self, folder: Path, accept) -> tuple[dict[str, Tensor], dict] | None:
+    def _read(self, folder: Path) -> tuple[dict[str, Tensor], dict] | None:
+        """The entry in this folder, or the published one of its name; a damaged one is set aside and counts as none."""
         if not folder.exists():
-            return None
+            published = self.published / folder.name
+            return load_folder(published) if published.exists() else None
         try:
-            tensors, card = load_folder(folder)
-            accept(tensors)
-        except (ArtifactError, RuntimeError) as error:
+            return load_folder(folder)
+        except ArtifactError as error:
             aside = folder.with_name(f"damaged-{folder.name}-{time.time_ns()}")
             os.replace(folder, aside)
-            warnings.warn(f"{error}; it is now {aside.name}, and is made again", DamagedArtifactWarning, 6)
+            warnings.warn(f"{error}; it is now {aside.name}, and is made again", DamagedArtifactWarning, stacklevel=5)
             return None
-        return tensors, card
 
     def entries(self) -> list[tuple[Path, int]]:
         """(path, bytes) of everything the store holds: models, checkpoints, entries set aside."""
         if not self.root.is_dir():
             return []
-        found = [p for p in sorted(self.root.iterdir()) if p.suffix != ".lock"]
-        return [(p, sum(f.stat().st_size for f in [p, *p.rglob("*")] if f.is_file())) for p in found]
+        paths = [p for p in sorted(self.root.iterdir()) if p.suffix != ".lock"]
+        return [(p, sum(f.stat().st_size for f in [p, *p.rglob("*")] if f.is_file())) for p in paths]
 
     def clear(self) -> int:
         """Deletes all entries; returns the bytes freed. Locks stay: another process may hold one."""

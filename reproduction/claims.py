@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from samelib.experiments.cells import BASELINES, BENIGN, HEADLINES, SAME, SAME_MASK_0, SAME_SHARED
-from samelib.experiments.defended_report import responded
-from samelib.experiments.report import LABELS, Rows, budgets_of, detected, pick, width_names
+from reproduction.cells import BASELINES, BENIGN, HEADLINES, SAME, SAME_MASK_0, SAME_SHARED
+from reproduction.defended_report import responded
+from reproduction.report import LABELS, Rows, budgets_of, detected, pick, width_names
 
 LITTLE = 0.02  # two points: what counts as no difference
 Held = Iterator[bool]

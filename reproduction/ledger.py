@@ -1,15 +1,15 @@
 """The ledger: every figure of the paper's tables and every claim of its text, beside ours, with a verdict by rule.
 
-`python -m samelib.experiments.ledger` prints the book's page.
+`python -m reproduction.ledger` prints the book's page.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from samelib.experiments.cells import SAME
-from samelib.experiments.claims import CLAIMS, Claim, NotMeasured, mean
-from samelib.experiments.report import (
+from reproduction.cells import SAME
+from reproduction.claims import CLAIMS, Claim, NotMeasured, mean
+from reproduction.report import (
     METRICS,
     NAMES,
     OTHER_READING,
@@ -23,7 +23,7 @@ from samelib.experiments.report import (
     pick,
     spread,
 )
-from samelib.experiments.results import reported
+from reproduction.results import reported
 
 CLOSE = 2.0  # percentage points: as near as this is reproduced
 TIE = 1.0  # percentage points: as near as this, two figures are alike
@@ -158,7 +158,7 @@ def _claim(claim: Claim, rows: Rows) -> Entry:
 
 RULE = f"""\
 Each figure of the paper's Tables 1 to 4 and each claim of its text stands here beside ours. The page is generated from
-`results/` by `python -m samelib.experiments.ledger`; a test fails when page and rows disagree. Ours are means over seeds
+`results/` by `python -m reproduction.ledger`; a test fails when page and rows disagree. Ours are means over seeds
 with 95 % intervals (Student's t), in percent.
 
 **The rule**, fixed before the rows of the baselines and the ablations were measured:

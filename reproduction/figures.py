@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 
-from samelib.experiments.cells import BENIGN, OVER_HTTP, RESPONSES, SAME, SAME_MASK_0, without_seeds
-from samelib.experiments.defended_report import copies_table, http_table, responded, responses_table
-from samelib.experiments.report import (
+from reproduction.cells import BENIGN, OVER_HTTP, RESPONSES, SAME, SAME_MASK_0, without_seeds
+from reproduction.defended_report import copies_table, http_table, responded, responses_table
+from reproduction.report import (
     LABELS,
     NAMES,
     OTHER_READING,
@@ -33,7 +33,7 @@ from samelib.experiments.report import (
     width_table,
 )
 from samelib.metrics import mean_interval
-from samelib.plots import COLOURS, HATCHES, LINES
+from samelib.plots import COLOURS, HATCHES, LINES, grouped_bars, legend_above
 
 # Names that fit under an axis.
 SHORT = dict(zip(LABELS, LABELS, strict=True)) | {OTHER_READING: "jbda, −, 0.2,\nno seeds"}
@@ -82,26 +82,6 @@ def figure2(rows: Rows, detector: str = SAME_MASK_0, attack: str = LABELS[2]) ->
     budget = budgets_of(rows)[-1]
     alone, both = (detected(rows, detector, attack, budget, alpha=alpha) for alpha in (1.0, 0.5))
     return _pair((alone, "JBDA, reconstruction error alone"), (both, "JBDA, with the auxiliary model"))
-
-
-def grouped_bars(
-    axis: Axes, groups: dict[str, str], series: dict[str, Callable[[str], list[float]]], chance: float | None = 50
-) -> None:
-    """AUROC in percent, with 95 % intervals over seeds: for each group of bars (key: name), one bar of each series.
-
-    `chance` is where a dotted line stands; None for none.
-    """
-    width = 0.8 / len(series)
-    for i, (name, values) in enumerate(series.items()):
-        means, halves = zip(*(mean_interval([100 * v for v in values(g)] or [np.nan]) for g in groups), strict=True)
-        place = np.arange(len(groups)) + (i - (len(series) - 1) / 2) * width
-        style = {"color": COLOURS[i], "hatch": HATCHES[i], "edgecolor": "white", "alpha": 0.85}
-        axis.bar(place, means, width * 0.92, yerr=halves, capsize=2, label=name, **style)
-    if chance is not None:
-        axis.axhline(chance, color="black", linewidth=0.8, linestyle=":")
-    axis.set_xticks(np.arange(len(groups)), list(groups.values()))
-    axis.set(ylabel="AUROC (%)", ylim=(0, 105))
-    axis.grid(axis="x", visible=False)
 
 
 def figure4(rows: Rows) -> Figure:
@@ -177,15 +157,6 @@ def detectors_figure(rows: Rows, detectors: tuple[str, ...] = ("outlier_exposure
         grouped_bars(axis, SHORT, {NAMES.get(d, d): values(d) for d in detectors})
         axis.set_xlabel(f"{budget:,} queries")
     return legend_above(figure)
-
-
-def legend_above(figure: Figure) -> Figure:
-    """One legend above all panels, and one label for the axis that they share."""
-    names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*names, ncols=len(names[1]), loc="outside upper center")
-    for axis in figure.axes:
-        axis.label_outer()
-    return figure
 
 
 def _band(axis: Axes, x: list[float], seeds: list[list[float]], name: str, number: int, log: bool = False) -> None:

@@ -5,18 +5,17 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor, nn
 
-from samelib.artifacts import ArtifactStore
+from reproduction.cells import without_seeds
 from samelib.attacks.base import Attack, UniformNoise
 from samelib.attacks.dfme import DFME
 from samelib.attacks.jbda import JBDA
 from samelib.attacks.knockoff import AdaptiveKnockoff, Knockoff
 from samelib.data.groups import Group
 from samelib.data.image_set import ImageSet
-from samelib.detectors.same_settings import SameSettings
-from samelib.experiments.cells import without_seeds
-from samelib.experiments.config import Preset
 from samelib.metrics import accuracy, fidelity
 from samelib.models.classifiers import Victim, build_classifier, predict
+from samelib.presets import Preset, SameSettings
+from samelib.store import ArtifactStore
 from samelib.training import train_classifier
 
 

@@ -16,13 +16,13 @@ from statistics import median
 
 import torch
 
+from reproduction.results import append_rows, provenance
+from reproduction.run import make_attack
 from samelib.data.groups import Group
 from samelib.data.synthetic import glyphs
-from samelib.experiments.config import preset
-from samelib.experiments.results import append_rows, provenance
-from samelib.experiments.run import make_attack
 from samelib.gateway import QueryGateway
 from samelib.models.classifiers import Victim, build_classifier
+from samelib.presets import preset
 from samelib.training import best_device
 
 BUDGETS = (1600, 3200, 6400)  # whole rounds of JBDA

@@ -16,7 +16,7 @@ import torch
 from reference_mae import ReferenceMAE
 from torch.utils.flop_counter import FlopCounterMode
 
-from samelib.experiments.results import append_rows, provenance
+from reproduction.results import append_rows, provenance
 from samelib.models.mae import MAESettings, MaskedAutoencoder, mae_loss
 from samelib.training import TrainSettings, autocast, best_device, make_optimiser
 

@@ -1,9 +1,9 @@
 """Trains the masked autoencoder of a group and tier, in one process or data-parallel in several.
 
-    torchrun --nproc-per-node 4 -m samelib.experiments.pretrain --data cifar10 --tier paper --seed 0
+    torchrun --nproc-per-node 4 -m reproduction.pretrain --data cifar10 --tier paper --seed 0
 
 puts it into the cache, where `samelib fit` and `SameDetector.fit` with the same group, tier and seed find it and then
-train only the auxiliary model. `python -m samelib.experiments.pretrain` does the same in one process. Each process has
+train only the auxiliary model. `python -m reproduction.pretrain` does the same in one process. Each process has
 a GPU of its own (nccl), or all compute on the CPU (gloo). They are meant for one machine: several machines need nothing
 but a way to reach each other (only process 0 reads the data and touches the cache), but that is untested.
 """
@@ -18,12 +18,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from samelib.artifacts import ArtifactError, ArtifactStore
 from samelib.data.groups import load_group
 from samelib.data.real import DataError
 from samelib.detectors.same import SameDetector
 from samelib.distributed import by_first, process_group
-from samelib.experiments.config import TIERS, preset_for
+from samelib.presets import TIERS, preset_for
+from samelib.store import ArtifactError, ArtifactStore
 from samelib.training import best_device
 
 # Process 0 may wait for the lock of another run that trains the same entry; the others then wait for process 0.
@@ -66,9 +66,9 @@ def pretrain(data: str, tier: str, seed: int, device: str) -> None:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="python -m samelib.experiments.pretrain",
+        prog="python -m reproduction.pretrain",
         description="Trains the masked autoencoder of a group and tier into the cache, where samelib fit finds it.",
-        epilog="In N processes: torchrun --nproc-per-node N -m samelib.experiments.pretrain ... "
+        epilog="In N processes: torchrun --nproc-per-node N -m reproduction.pretrain ... "
         "(N divides the tier's batch; one GPU each, or all on the CPU)",
     )
     made.add_argument("--data", default="glyphs", help="as for samelib fit (default: glyphs)")

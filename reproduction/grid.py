@@ -7,10 +7,10 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from reproduction.cells import Cell
+from reproduction.measure import measure
+from reproduction.results import append_rows, code_version, load_cells, repository_results, results_folder
 from samelib.data.groups import load_group
-from samelib.experiments.cells import Cell
-from samelib.experiments.measure import measure
-from samelib.experiments.results import append_rows, code_version, load_cells, repository_results, results_folder
 
 WORKERS = ("serial", "ray")
 

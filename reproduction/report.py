@@ -3,9 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from samelib.data.groups import COLOUR
-from samelib.detectors.posthoc import METHODS
-from samelib.experiments.cells import (
+from reproduction.cells import (
     BASELINES,
     HEADLINES,
     NEAREST_JBDA,
@@ -16,9 +14,11 @@ from samelib.experiments.cells import (
     STEMS,
     without_seeds,
 )
-from samelib.experiments.config import Preset, preset_for
-from samelib.experiments.results import load_rows, reported
+from reproduction.results import load_rows, reported
+from samelib.data.groups import COLOUR
+from samelib.detectors.posthoc import METHODS
 from samelib.metrics import mean_interval
+from samelib.presets import Preset, preset_for
 
 Rows = list[dict]
 # The headline attacks as the rows name them: of the JBDA variant only what it asked beyond its seeds.

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from samelib import artifacts
-from samelib.artifacts import ArtifactError, ArtifactStore, DamagedArtifactWarning
+from samelib import store as artifacts
+from samelib.store import ArtifactError, ArtifactStore, DamagedArtifactWarning
 
 SPEC = {"kind": "linear", "seed": 0}
 
@@ -59,7 +59,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from torch import nn
-from samelib.artifacts import ArtifactStore
+from samelib.store import ArtifactStore
 
 def fit(module, checkpoint):
     with open(Path(sys.argv[1]) / "trainings.txt", "a") as file:

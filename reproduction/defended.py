@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from samelib.experiments.bench import Bench
-from samelib.experiments.cells import BENIGN, RESPONSES, SAME, Cell, response_name
-from samelib.experiments.run import evaluation, evenly, parts_of_log
+from reproduction.bench import Bench
+from reproduction.cells import BENIGN, RESPONSES, SAME, Cell, response_name
+from reproduction.run import evaluation, evenly, parts_of_log
 from samelib.gateway import Gateway, Policy, QueryGateway
 from samelib.responses import ProofOfWork, Reject
 

@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from samelib.artifacts import ArtifactStore
+from reproduction.bench import OWN_VICTIM, Bench
+from reproduction.cells import HEADLINES, INTERPOLATED, SAME, STEMS, Cell, without_seeds
+from reproduction.defended import IN_GATEWAY, IN_SERVICE, in_gateway, in_service
+from reproduction.results import provenance
+from reproduction.run import evenly, parts_of_log
 from samelib.data.image_set import ImageSet, to_float
 from samelib.detectors.base import Detector, conformal_threshold
 from samelib.detectors.edm import EDM
 from samelib.detectors.prada import watch_accounts
 from samelib.detectors.same import SameDetector, pass_noise, reconstruction_error
-from samelib.experiments.bench import OWN_VICTIM, Bench
-from samelib.experiments.cells import HEADLINES, INTERPOLATED, SAME, STEMS, Cell, without_seeds
-from samelib.experiments.defended import IN_GATEWAY, IN_SERVICE, in_gateway, in_service
-from samelib.experiments.results import provenance
-from samelib.experiments.run import evenly, parts_of_log
 from samelib.metrics import accuracy, detection_metrics, tpr_at_threshold
 from samelib.models.classifiers import Victim
 from samelib.models.mae import MaskedAutoencoder
+from samelib.store import ArtifactStore
 from samelib.training import autocast, train_mae
 
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))

@@ -2,8 +2,8 @@
 
 from statistics import mean, median
 
-from samelib.experiments.cells import BENIGN, OVER_HTTP, RESPONSES, response_name
-from samelib.experiments.report import LABELS, Rows, markdown, pick, spread
+from reproduction.cells import BENIGN, OVER_HTTP, RESPONSES, response_name
+from reproduction.report import LABELS, Rows, markdown, pick, spread
 from samelib.responses import ProofOfWork, Reject
 
 USERS = (BENIGN, *LABELS)  # as the rows name them

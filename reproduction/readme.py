@@ -1,8 +1,8 @@
-"""The tables of README.md, from result rows: `python -m samelib.experiments.readme` prints them."""
+"""The tables of README.md, from result rows: `python -m reproduction.readme` prints them."""
 
-from samelib.experiments.defended_report import copies_table, http_table, responses_table
-from samelib.experiments.report import cost_table, grid_rows, markdown, summary_table
-from samelib.experiments.results import load_rows
+from reproduction.defended_report import copies_table, http_table, responses_table
+from reproduction.report import cost_table, grid_rows, markdown, summary_table
+from reproduction.results import load_rows
 
 
 def readme_tables() -> list[str]:

@@ -18,13 +18,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from samelib.artifacts import ArtifactStore
+from reproduction.results import append_rows, provenance
 from samelib.data.groups import Group
 from samelib.data.synthetic import glyphs
 from samelib.detectors.same import SameDetector
-from samelib.experiments.config import preset
-from samelib.experiments.results import append_rows, provenance
 from samelib.models.classifiers import Victim, build_classifier
+from samelib.presets import preset
+from samelib.store import ArtifactStore
 from samelib.training import best_device
 
 BLOCK = 2048

@@ -7,7 +7,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from samelib.artifacts import ArtifactStore
+from reproduction.cells import ATTACK_VARIANTS, PROTOCOLS, SAME, SAME_MASK_0, SAME_SHARED, width_name
+from reproduction.results import code_version
+from reproduction.run import evaluation, evenly, make_attack, scoring_variants, victim_and_card
 from samelib.attacks.base import Attack
 from samelib.data.groups import load_group
 from samelib.data.image_set import ImageSet, OutOfRangeWarning
@@ -16,12 +18,10 @@ from samelib.detectors.edm import EDM
 from samelib.detectors.outlier_exposure import OutlierExposure
 from samelib.detectors.posthoc import METHODS, PostHoc
 from samelib.detectors.same import SameDetector
-from samelib.experiments.cells import ATTACK_VARIANTS, PROTOCOLS, SAME, SAME_MASK_0, SAME_SHARED, width_name
-from samelib.experiments.config import preset
-from samelib.experiments.results import code_version
-from samelib.experiments.run import evaluation, evenly, make_attack, scoring_variants, victim_and_card
 from samelib.gateway import QueryGateway
 from samelib.models.classifiers import Victim
+from samelib.presets import preset
+from samelib.store import ArtifactStore
 from samelib.training import best_device
 
 KEPT = 20_000  # queries of a log that are kept for scoring, at even distances

@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 from samelib.data.groups import COLOUR, SOURCES
 from samelib.detectors.posthoc import METHODS
-from samelib.detectors.same_settings import AUTHOR_CODE, FIXED, SameSettings
-from samelib.experiments.config import TIERS, Preset, preset_for
 from samelib.gateway import Policy
+from samelib.presets import AUTHOR_CODE, FIXED, TIERS, Preset, SameSettings, preset_for
 from samelib.responses import ProofOfWork, Reject
 
 

@@ -21,7 +21,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from samelib.service.client import as_png
-from samelib.stamps import solve
+from samelib.service.stamps import solve
 
 PATIENCE = 60.0  # seconds to wait for any answer
 STOPPED_BY = 180.0  # seconds after which a service must have been stopped
