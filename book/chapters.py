@@ -28,7 +28,7 @@ DECISIVE = (  # what decides the figures of every chapter
     "book/*.py",
     "requirements.txt",
     "samelib/**/*.py",
-    "samelib/published/*",
+    "samelib/published/*/*",
     "reproduction/**/*.py",
     "reproduction/results/*.json*",
 )

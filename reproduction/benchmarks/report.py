@@ -3,11 +3,10 @@
 `python -m reproduction.benchmarks.report` prints it. The other files of this folder measure its rows again.
 """
 
-from pathlib import Path
-
 import pandas as pd
 
-ROWS = Path(__file__).parents[1] / "results" / "benchmarks.jsonl"
+from reproduction.rows import RESULTS, load_cells
+from reproduction.tables import markdown
 
 PAGE = """\
 # Speed, service, soak
@@ -60,7 +59,7 @@ Then the service was told to stop while clients were asking. No request that it 
 
 def page() -> str:
     """The page as Markdown."""
-    rows = pd.read_json(ROWS, lines=True)
+    rows = pd.DataFrame(load_cells(RESULTS / "benchmarks.jsonl"))
     service = rows[rows["benchmark"].str.startswith("service: ")]
     return PAGE.format(
         machines="; ".join(sorted(rows["device"].unique())),
@@ -77,7 +76,7 @@ def page() -> str:
 def models_table(rows: pd.DataFrame) -> str:
     """Speed of the autoencoder beside the plain reference."""
     rows = rows.dropna(subset="ratio_to_reference")
-    return markdown(
+    return table(
         {
             "masked autoencoder": rows["benchmark"],
             "images/s": rows["images_per_second"].map("{:,.0f}".format),
@@ -90,7 +89,7 @@ def models_table(rows: pd.DataFrame) -> str:
 def detectors_table(rows: pd.DataFrame) -> str:
     """Speed and memory of detection beside the victim alone."""
     rows = rows.dropna(subset="queries")
-    return markdown(
+    return table(
         {
             "detector": rows["benchmark"],
             "queries": rows["queries"].map("{:,.0f}".format),
@@ -104,7 +103,7 @@ def detectors_table(rows: pd.DataFrame) -> str:
 def attacks_table(rows: pd.DataFrame) -> str:
     """Speed of the attacks and how their time grows with the budget."""
     rows = rows.dropna(subset="attack")
-    return markdown(
+    return table(
         {
             "attack": rows["attack"],
             "budget": rows["budget"].map("{:,.0f}".format),
@@ -118,7 +117,7 @@ def attacks_table(rows: pd.DataFrame) -> str:
 def loads_table(rows: pd.DataFrame) -> str:
     """The service under load beside itself without detection."""
     rows = rows.dropna(subset="ratio_to_off")
-    return markdown(
+    return table(
         {
             "service": short(rows),
             "queries/s": rows["queries_per_second"].map("{:,.0f}".format),
@@ -134,7 +133,7 @@ def soaks_table(rows: pd.DataFrame) -> str:
     """A long run whose every answer was checked."""
     rows = rows.dropna(subset="requests")
     counts = ("requests", "answered", "refused", "wrong", "lost")
-    return markdown(
+    return table(
         {
             "soak": short(rows).str.removeprefix("soak, "),
             **{count: rows[count].map("{:,.0f}".format) for count in counts},
@@ -149,7 +148,7 @@ def soaks_table(rows: pd.DataFrame) -> str:
 def stops_table(rows: pd.DataFrame) -> str:
     """Stops under load."""
     rows = rows.dropna(subset="stops")
-    return markdown(
+    return table(
         {
             "SIGTERM under load, times": rows["stops"].map("{:.0f}".format),
             "requests accepted": rows["accepted"].map("{:,.0f}".format),
@@ -170,11 +169,9 @@ def ratios(rows: pd.DataFrame, name: str, digits: int) -> pd.Series:
     return middle + " (" + low + " to " + high + ")"
 
 
-def markdown(columns: dict[str, pd.Series]) -> str:
-    """A table whose first column is words and whose others are numbers."""
-    table = pd.DataFrame(columns).fillna("")
-    align = ("left", *("right",) * (len(columns) - 1))
-    return table.to_markdown(index=False, disable_numparse=True, colalign=align)
+def table(columns: dict[str, pd.Series]) -> str:
+    """Columns by their headings, the first of words, as Markdown; what was not measured stays empty."""
+    return markdown(list(columns), pd.DataFrame(columns).fillna("").values)
 
 
 if __name__ == "__main__":
