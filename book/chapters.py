@@ -28,7 +28,7 @@ DECISIVE = (  # what decides the figures of every chapter
     "book/*.py",
     "requirements.txt",
     "samelib/**/*.py",
-    "samelib/published/*",
+    "samelib/published/*/*",
     "reproduction/**/*.py",
     "reproduction/results/*.json*",
 )
@@ -127,9 +127,10 @@ def run_chapters(build: Build, names: list[str], jobs: int | None = None) -> lis
     write_kernel(build)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["papermill"])  # it takes seconds to import: once is enough
+    environment = {**os.environ, "JUPYTER_PATH": str(build.folder / "jupyter"), "OMP_NUM_THREADS": "1"}
     errors = []
     with ProcessPoolExecutor(jobs or os.cpu_count(), context, max_tasks_per_child=1) as pool:
-        running = {pool.submit(execute, build, name): name for name in stale}
+        running = {pool.submit(execute, build, name, environment): name for name in stale}
         here = machine()
         for future in as_completed(running):
             name = running[future]
@@ -157,8 +158,13 @@ def write_kernel(build: Build) -> None:
     spec.write_text(json.dumps(get_kernel_dict(extra_arguments=["--log-level=CRITICAL"])), encoding="utf-8")
 
 
-def execute(build: Build, name: str) -> int:
+def execute(build: Build, name: str, environment: dict[str, str]) -> int:
     """Run a notebook into the staged copy, which papermill saves after every cell. For a process of its own.
+
+    Args:
+        build: the book.
+        name: of the notebook.
+        environment: of its kernel; the process that all these are forked from may know an older one.
 
     Returns:
         The most memory that its kernel held, in MiB.
@@ -166,7 +172,7 @@ def execute(build: Build, name: str) -> int:
     Raises:
         BuildError: a cell failed.
     """
-    os.environ |= {"JUPYTER_PATH": str(build.folder / "jupyter"), "OMP_NUM_THREADS": "1"}
+    os.environ |= environment
     target, log = build.source / name, build.log(Path(name).stem)
     target.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as stream:
