@@ -1,8 +1,8 @@
-"""What every attack is: it spends a query budget at one door and comes back with a substitute."""
+"""What every attack is: it spends a query budget at one gateway and comes back with a substitute."""
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from samelib.gateway import QueryGateway
+from samelib.gateway import Gateway
 from samelib.models.classifiers import build_classifier
+from samelib.presets import Preset, preset
 from samelib.training import TrainSettings, best_device, seed_of, train_classifier
 
 QUERY_BATCH = 256
-Evaluate = Callable[[nn.Module], dict[str, float]]
-Curve = list[dict[str, float]]
 
 
 def answered(answers: Tensor) -> Tensor:
@@ -24,19 +23,50 @@ def answered(answers: Tensor) -> Tensor:
     return answers.isfinite().all(1)
 
 
-class Service(NamedTuple):
-    """All that an attacker has of the victim: its public description, and the right to ask so many times.
+class Querier:
+    """All that an attack has of the victim: what the service says of itself, and so many queries.
+
+    Args:
+        gateway: the door to the victim; it must have a budget.
+        description: stands before the progress bar.
 
     Attributes:
-        ask: images [N, C, H, W], uint8 or float in [-1, 1] -> probabilities [N, K], NaN where the service refused.
-        budget: how many images may be asked in all.
-        image_shape, classes: (C, H, W) and K.
+        budget: how many images may be asked in all: what was left of the gateway's budget.
+        image_shape, classes: (C, H, W) and K of the victim.
+        refused: how many of the images asked so far got no answer.
+        stopped: why the attack asks no more before the budget is spent; set by the attack.
+        progress: the bar of the queries asked.
+
+    Raises:
+        ValueError: the gateway has no budget, or nothing of it is left.
     """
 
-    ask: Callable[[Tensor], Tensor]
-    budget: int
-    image_shape: tuple[int, int, int]
-    classes: int
+    def __init__(self, gateway: Gateway, description: str = "attack"):
+        if gateway.budget is None:
+            raise ValueError("an attack needs a gateway with a budget, as in QueryGateway(victim, budget=1_000)")
+        if gateway.remaining < 1:
+            raise ValueError(f"the budget of {gateway.budget:,} queries is spent")
+        self.budget = int(gateway.remaining)
+        self.image_shape, self.classes = gateway.image_shape, gateway.classes
+        self.refused, self.stopped = 0, None
+        self.progress = tqdm(total=self.budget, desc=description, unit="query", leave=False, mininterval=0.5)
+        self._gateway = gateway
+
+    def ask(self, images: Tensor) -> Tensor:
+        """Probabilities [N, K] for images [N, C, H, W], uint8 or float in [-1, 1]; NaN where the service refused.
+
+        They lie where the attacker computes (`best_device`).
+
+        Raises:
+            BudgetExceeded: more images than the budget has left.
+        """
+        parts = []
+        for part in images.split(QUERY_BATCH):
+            parts.append(self._gateway.query(part))
+            self.progress.update(len(part))
+        answers = torch.cat(parts).to(best_device())
+        self.refused += int((~answered(answers)).sum())
+        return answers
 
 
 @dataclass
@@ -53,7 +83,7 @@ class AttackResult:
     """
 
     substitute: nn.Module
-    curve: Curve
+    curve: list[dict[str, float]]
     queries: int
     answered: int
     seconds: float
@@ -64,17 +94,23 @@ class Attack(ABC):
     """Steals a model through `gateway.query` and nothing else. A query that the service refuses is spent all the same.
 
     Args:
-        architecture: of the substitute ("conv3", "resnet18", ...); the paper gives the attacker the victim's.
-        settings: the substitute's training.
+        architecture: of the substitute ("conv3", "resnet18", ...); the paper gives the attacker the victim's. By default
+            the lecture tier's for the victim's images.
+        settings: the substitute's training; by default the lecture tier's.
         seed: of the choice of queries and the substitute's weights.
     """
 
     smallest_round = 1  # the fewest queries it can do anything with
 
-    def __init__(self, architecture: str, settings: TrainSettings, seed: int = 0):
+    def __init__(self, architecture: str | None = None, settings: TrainSettings | None = None, seed: int = 0):
         self.architecture, self.settings, self.seed = architecture, settings, seed
 
-    def run(self, gateway: QueryGateway, evaluate: Evaluate | None = None, points: Sequence[int] = ()) -> AttackResult:
+    def run(
+        self,
+        gateway: Gateway,
+        evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+        points: Sequence[int] = (),
+    ) -> AttackResult:
         """Spends what remains of the gateway's budget, and never a query more.
 
         Args:
@@ -83,33 +119,26 @@ class Attack(ABC):
             points: numbers of queries after which to evaluate a substitute on the way.
 
         Raises:
-            ValueError: no budget, one that this attack cannot spend, or a point below 1; nothing was asked then.
+            ValueError: no budget, one that this attack cannot spend, images that its substitute cannot take, or a point
+                below 1; nothing was asked then.
         """
         start = time.perf_counter()
-        if gateway.budget is None:
-            raise ValueError("an attack needs a gateway with a budget")
-        if gateway.remaining < 1:
-            raise ValueError(f"the budget of {gateway.budget:,} queries is spent")
         if min(points, default=1) < 1:
             raise ValueError(f"points are numbers of queries, 1 or more, got {list(points)}")
-        budget, refused = int(gateway.remaining), 0
-        self.check_budget(budget)
-        with tqdm(total=budget, desc=type(self).__name__, unit="query", leave=False, mininterval=0.5) as bar:
-
-            def ask(x: Tensor) -> Tensor:
-                nonlocal refused
-                answers = []
-                for part in x.split(QUERY_BATCH):
-                    answers.append(gateway.query(part))
-                    bar.update(len(part))
-                found = torch.cat(answers).to(best_device())  # where the attacker computes
-                refused += int((~answered(found)).sum())
-                return found
-
-            service = Service(ask, budget, gateway.image_shape, gateway.classes)
-            substitute, curve, stopped = self.steal(service, evaluate, points if evaluate else ())
-        spent = budget - int(gateway.remaining)
-        return AttackResult(substitute, curve, spent, spent - refused, time.perf_counter() - start, stopped)
+        querier = Querier(gateway, type(self).__name__)
+        curve = []
+        with querier.progress:
+            self.check_budget(querier.budget)
+            self.train_settings(querier.image_shape)
+            self.build_substitute(
+                querier.image_shape, querier.classes
+            )  # what cannot be built is said before the queries
+            for queries, substitute in self.steal(querier, points if evaluate else ()):
+                if evaluate:
+                    curve.append({"queries": queries} | evaluate(substitute))
+        spent = querier.budget - int(gateway.remaining)
+        seconds = time.perf_counter() - start
+        return AttackResult(substitute, curve, spent, spent - querier.refused, seconds, querier.stopped)
 
     def check_budget(self, budget: int) -> None:
         """Raises ValueError when this attack cannot spend `budget` queries."""
@@ -120,23 +149,35 @@ class Attack(ABC):
             )
 
     @abstractmethod
-    def steal(
-        self, service: Service, evaluate: Evaluate | None, points: Sequence[int]
-    ) -> tuple[nn.Module, Curve, str | None]:
-        """The attack itself: (substitute, curve, why it stopped early or None)."""
+    def steal(self, querier: Querier, points: Sequence[int]) -> Iterator[tuple[int, nn.Module]]:
+        """The attack itself: yields (queries, substitute) for each of the points below the budget, then the last one."""
 
     def build_substitute(self, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """A fresh substitute. Its seed is not the victim's: who starts from those weights has half the copy."""
-        return build_classifier(self.architecture, image_shape, classes, seed_of(self.seed, "substitute"))
+        """A fresh substitute. Its seed is nobody else's: who starts from the victim's weights has half the copy."""
+        architecture = self.architecture or _lecture(image_shape).architecture
+        return build_classifier(architecture, image_shape, classes, seed_of(self.seed, "substitute"))
+
+    def train_settings(self, image_shape: tuple[int, int, int]) -> TrainSettings:
+        """The substitute's training: the one that was given, or the lecture tier's."""
+        return self.settings or self.tier_settings(_lecture(image_shape))
+
+    def tier_settings(self, tier: Preset) -> TrainSettings:
+        """Which training of a tier is this attack's."""
+        return tier.substitute_train
+
+
+def _lecture(image_shape: tuple[int, int, int]) -> Preset:
+    try:
+        return preset("lecture", image_shape)
+    except ValueError as error:
+        raise ValueError(f"no tier fits this victim, pass architecture and settings: {error}") from error
 
 
 class TransferSet(NamedTuple):
-    """Images uint8 [N, C, H, W] as they were asked, the answers [N, K] (NaN where there was none), and why there are not
-    more (or None)."""
+    """Images uint8 [N, C, H, W] as they were asked, and the answers [N, K], NaN where there was none."""
 
     images: Tensor
     answers: Tensor
-    stopped: str | None = None
 
 
 class TransferAttack(Attack):
@@ -149,25 +190,30 @@ class TransferAttack(Attack):
         ValueError: other labels.
     """
 
-    def __init__(self, architecture: str, settings: TrainSettings, seed: int = 0, *, labels: str = "soft"):
+    def __init__(
+        self,
+        architecture: str | None = None,
+        settings: TrainSettings | None = None,
+        seed: int = 0,
+        *,
+        labels: str = "soft",
+    ):
         super().__init__(architecture, settings, seed)
         if labels not in ("soft", "hard"):
             raise ValueError(f"labels must be soft or hard, got {labels!r}")
         self.labels = labels
 
     @abstractmethod
-    def collect(self, service: Service) -> TransferSet:
-        """Asks until the budget is spent. The first n images are what a budget of n would have asked, so that one
-        transfer set gives the whole curve."""
+    def collect(self, querier: Querier) -> TransferSet:
+        """Asks until the budget is spent, or sets `querier.stopped` to the reason why not.
 
-    def steal(self, service, evaluate, points):
-        images, answers, stopped = self.collect(service)
-        curve = []
+        The first n images are what a budget of n would have asked, so that one transfer set gives the whole curve.
+        """
+
+    def steal(self, querier: Querier, points: Sequence[int]) -> Iterator[tuple[int, nn.Module]]:
+        images, answers = self.collect(querier)
         for count in sorted({*(p for p in points if p < len(images)), len(images)}):
-            substitute = self.train_substitute(images[:count], answers[:count])
-            if evaluate:
-                curve.append({"queries": count} | evaluate(substitute))
-        return substitute, curve, stopped
+            yield count, self.train_substitute(images[:count], answers[:count])
 
     def targets(self, answers: Tensor) -> Tensor:
         """What the attacker learns from, [N, K]: the probabilities, or 1 for the class they name."""
@@ -176,37 +222,30 @@ class TransferAttack(Attack):
     def train_substitute(self, images: Tensor, answers: Tensor, settings: TrainSettings | None = None) -> nn.Module:
         """A fresh substitute trained with cross-entropy on the victim's answers (images uint8 [N, C, H, W]); untrained,
         where none of the images was answered."""
-        substitute = self.build_substitute(tuple(images.shape[1:]), answers.shape[1]).to(answers.device)
-        known = answered(answers)
-        if not known.any():
+        image_shape = tuple(images.shape[1:])
+        substitute = self.build_substitute(image_shape, answers.shape[1]).to(answers.device)
+        usable = answered(answers)
+        if not usable.any():
             return substitute.eval()
-        images, answers = images[known.to(images.device)], answers[known]
         train_classifier(
             substitute,
-            images.to(answers.device),
-            self.targets(answers),
-            settings or self.settings,
+            images[usable.to(images.device)].to(answers.device),
+            self.targets(answers[usable]),
+            settings or self.train_settings(image_shape),
             seed=seed_of(self.seed, "substitute"),
             label="substitute",
         )
         return substitute
 
 
-class FixedQueries(TransferAttack):
-    """An attack whose queries do not depend on the answers."""
-
-    @abstractmethod
-    def draw(self, count: int, image_shape: tuple[int, int, int]) -> Tensor:
-        """`count` images uint8 [count, C, H, W] to ask."""
-
-    def collect(self, service: Service) -> TransferSet:
-        images = self.draw(service.budget, service.image_shape)
-        return TransferSet(images, service.ask(images))
-
-
-class UniformNoise(FixedQueries):
+class UniformNoise(TransferAttack):
     """Pixels drawn uniformly: the simplest attacker, who has no data at all."""
 
     def draw(self, count: int, image_shape: tuple[int, int, int]) -> Tensor:
+        """The images to ask, uint8 [count, C, H, W]."""
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randint(0, 256, (count, *image_shape), dtype=torch.uint8, generator=generator)
+
+    def collect(self, querier: Querier) -> TransferSet:
+        images = self.draw(querier.budget, querier.image_shape)
+        return TransferSet(images, querier.ask(images))

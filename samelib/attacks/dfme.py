@@ -1,13 +1,14 @@
 """DFME, data-free model extraction (Truong et al. 2021): a generator invents images on which the copy is still wrong."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samelib.attacks.base import Attack, Service, answered
+from samelib.attacks.base import Attack, Querier, answered
+from samelib.presets import Preset
 from samelib.training import TrainSettings, autocast, best_device, descend, make_optimiser, seed_of
 
 
@@ -90,14 +91,16 @@ class DFME(Attack):
     The substitute on the way is the same network at a higher learning rate, not what a smaller budget would have left.
 
     Args:
-        architecture: of the substitute.
-        settings: the substitute's optimiser and the batch; the learning rate follows its schedule over the budget.
+        architecture, seed: see `Attack`.
+        settings: the substitute's optimiser and the batch; the learning rate follows its schedule over the budget. By
+            default the lecture tier's `dfme_train`.
         student_steps: steps of the substitute for each step of the generator.
         directions: m, random directions of a gradient estimate.
-        epsilon: length of the forward difference, at the point before tanh.
+        epsilon: length of the forward difference, at the point before tanh. The original's 1e-3 does not survive the
+            rounding to 8 bits.
         noise: numbers a generated image starts from.
-        width: channels of the generator's last but one layer.
-        generator_lr: Adam's.
+        width: channels of the generator's last but one layer, 64 in the original.
+        generator_lr: Adam's, 1e-4 in the original.
 
     Raises:
         ValueError: a number that cannot be, or a batch of one image, which batch normalisation cannot take.
@@ -106,19 +109,19 @@ class DFME(Attack):
 
     def __init__(
         self,
-        architecture: str,
-        settings: TrainSettings,
+        architecture: str | None = None,
+        settings: TrainSettings | None = None,
         seed: int = 0,
         *,
         student_steps: int = 5,
         directions: int = 1,
-        epsilon: float = 1e-3,
+        epsilon: float = 1.0,
         noise: int = 256,
-        width: int = 64,
-        generator_lr: float = 1e-4,
+        width: int = 16,
+        generator_lr: float = 1e-3,
     ):
         super().__init__(architecture, settings, seed)
-        if settings.batch < 2:
+        if settings is not None and settings.batch < 2:
             raise ValueError(f"DFME needs a batch of at least 2 images, got {settings.batch}")
         if min(student_steps, directions, noise, width) < 1:
             raise ValueError(
@@ -139,47 +142,49 @@ class DFME(Attack):
     def smallest_round(self) -> int:
         return 2 * self.queries_per_image
 
-    def steal(self, service, evaluate, points):
-        duel = Duel(self, service)
-        batches, extra = iterations(service.budget, self.settings.batch, self.queries_per_image)
-        points, curve, spent = [p for p in points if p < service.budget], [], 0
+    def tier_settings(self, tier: Preset) -> TrainSettings:
+        return tier.dfme_train
+
+    def steal(self, querier: Querier, points: Sequence[int]) -> Iterator[tuple[int, nn.Module]]:
+        training = AdversarialTraining(self, querier)
+        batches, extra = iterations(querier.budget, training.settings.batch, self.queries_per_image)
+        points, spent = [p for p in points if p < querier.budget], 0
         for number, batch in enumerate(batches, 1):
             last = number == len(batches)
             cost = batch * self.queries_per_image
-            duel.schedule((spent + cost / 2) / service.budget)  # the middle of the iteration: never a rate of 0
-            duel.generator_step(batch)
-            duel.student_steps(batch, extra if last else 0)
+            training.schedule((spent + cost / 2) / querier.budget)  # the middle of the iteration: never a rate of 0
+            training.generator_step(batch)
+            training.student_steps(batch, extra if last else 0)
             spent += cost
             if not last and any(p <= spent for p in points):
                 points = [p for p in points if p > spent]
-                curve.append({"queries": spent} | evaluate(duel.student))
-        if evaluate:
-            curve.append({"queries": service.budget} | evaluate(duel.student))
-        return duel.student.eval(), curve, None
+                yield spent, training.student
+        yield querier.budget, training.student.eval()
 
 
-class Duel:
-    """The two models of DFME, their optimisers, and one step of each."""
+class AdversarialTraining:
+    """The generator, the student (the substitute), their optimisers, and one step of each against the other."""
 
-    def __init__(self, dfme: DFME, service: Service):
-        self.settings, self.attack, self.ask = dfme.settings, dfme, service.ask
+    def __init__(self, dfme: DFME, querier: Querier):
+        self.dfme, self.querier = dfme, querier
+        self.settings = dfme.train_settings(querier.image_shape)
         device = best_device()
         self.random = torch.Generator(device).manual_seed(seed_of(dfme.seed, "dfme noise"))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(dfme.seed, "dfme generator"))
-            self.generator = Generator(service.image_shape, self.attack.noise, self.attack.width).to(device)
-        self.student = dfme.build_substitute(service.image_shape, service.classes).to(device)
-        self.generator_optimiser = torch.optim.Adam(self.generator.parameters(), self.attack.generator_lr)
+            self.generator = Generator(querier.image_shape, dfme.noise, dfme.width).to(device)
+        self.student = dfme.build_substitute(querier.image_shape, querier.classes).to(device)
+        self.generator_optimiser = torch.optim.Adam(self.generator.parameters(), dfme.generator_lr)
         self.student_optimiser = make_optimiser(self.student, self.settings)
 
     def schedule(self, spent: float) -> None:
-        """Sets the substitute's learning rate after the share `spent` of the budget."""
+        """Sets the student's learning rate after the share `spent` of the budget."""
         for group in self.student_optimiser.param_groups:
             group["lr"] = self.settings.lr * self.settings.lr_factor(spent)
 
     def invent(self, count: int) -> Tensor:
         """Images before tanh [count, C, H, W]."""
-        noise = torch.randn(count, self.attack.noise, generator=self.random, device=self.random.device)
+        noise = torch.randn(count, self.dfme.noise, generator=self.random, device=self.random.device)
         with autocast(noise.device):
             return self.generator(noise)
 
@@ -191,31 +196,30 @@ class Duel:
 
         @torch.no_grad()
         def loss(x: Tensor) -> Tensor:
-            image = x.tanh()
-            return -disagreement(self.student(image), self.ask(image))
+            images = x.tanh()
+            return -disagreement(self.student(images), self.querier.ask(images))
 
-        gradient = estimate_gradient(loss, x.detach(), self.attack.directions, self.attack.epsilon, self.random)
+        gradient = estimate_gradient(loss, x.detach(), self.dfme.directions, self.dfme.epsilon, self.random)
         gradient = gradient.nan_to_num(0)  # a difference with a refused query says nothing
         # The gradient of this with respect to x is the estimate.
         descend(self.generator_optimiser, (x * gradient).sum() / count)
 
     def student_steps(self, count: int, extra: int) -> None:
-        """Moves the substitute toward the victim's answers on fresh inventions, `count` a step, `extra` more in the last.
+        """Moves the student toward the victim's answers on fresh inventions, `count` a step, `extra` more in the last.
 
         The generator rests meanwhile, so the images of all steps are invented and asked at once.
         """
-        steps = self.attack.student_steps
+        sizes = [count] * (self.dfme.student_steps - 1) + [count + extra]
         with torch.no_grad():
-            images = self.invent(steps * count + extra).tanh()
-        answers, sizes = self.ask(images), [count] * (steps - 1) + [count + extra]
+            images = self.invent(sum(sizes)).tanh()
+        answers = self.querier.ask(images)
         self.student.train()
-        for image, answer in zip(images.split(sizes), answers.split(sizes), strict=True):
-            told = answered(answer)
-            if told.sum() < 2:  # batch normalisation needs two
+        for x, targets in zip(images.split(sizes), answers.split(sizes), strict=True):
+            usable = answered(targets)
+            if usable.sum() < 2:  # batch normalisation needs two
                 continue
-            image, answer = image[told], answer[told]
-            with autocast(image.device):
-                loss = disagreement(self.student(image).float(), answer).mean()
+            with autocast(x.device):
+                loss = disagreement(self.student(x[usable]).float(), targets[usable]).mean()
             descend(self.student_optimiser, loss)
             if not torch.isfinite(loss):
                 raise FloatingPointError("DFME: the substitute's loss is no longer finite; lower its learning rate")

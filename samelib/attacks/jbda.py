@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from samelib.attacks.base import Service, TransferAttack, TransferSet, answered
+from samelib.attacks.base import Querier, TransferAttack, TransferSet, answered
 from samelib.data.image_set import ImageSet, to_float, to_uint8
 from samelib.training import TrainSettings, seed_of
 
@@ -42,6 +42,7 @@ class JBDA(TransferAttack):
 
     Args:
         seeds: the images that the attacker was given; their labels are not used.
+        architecture, settings, seed, labels: see `TransferAttack`.
         step: lambda, the paper's 0.1; how far every pixel moves in a round.
         step_range: the range of pixel values in which `step` is meant. The paper does not say: a step of 0.1 in [0, 1]
             is one of 0.2 in [-1, 1].
@@ -49,7 +50,7 @@ class JBDA(TransferAttack):
             (as several public codes do), "targeted" raises that of another class, drawn at random.
         reservoir: the most new images a round, a uniform random part of all candidates (reservoir sampling, Papernot
             et al. 2016); None: no limit.
-        round_settings: the substitute's training in each round (default: that of the last one).
+        round_settings: the substitute's training in each round; by default that of the last one.
         clip: False asks copies that left the range of pixels, as several public codes do; the service clamps them.
 
     Raises:
@@ -59,8 +60,8 @@ class JBDA(TransferAttack):
     def __init__(
         self,
         seeds: ImageSet,
-        architecture: str,
-        settings: TrainSettings,
+        architecture: str | None = None,
+        settings: TrainSettings | None = None,
         seed: int = 0,
         *,
         step: float = 0.1,
@@ -69,9 +70,9 @@ class JBDA(TransferAttack):
         reservoir: int | None = None,
         round_settings: TrainSettings | None = None,
         clip: bool = True,
-        **how,
+        labels: str = "soft",
     ):
-        super().__init__(architecture, settings, seed, **how)
+        super().__init__(architecture, settings, seed, labels=labels)
         if len(seeds) == 0:
             raise ValueError(f"JBDA needs seed images, the set {seeds.name} is empty")
         if direction not in DIRECTIONS:
@@ -88,29 +89,31 @@ class JBDA(TransferAttack):
                 f"{LEVEL / 2 * (high - low) / 2:.4f} (the paper's is 0.1; for steps downhill, direction='-')"
             )
         self.seeds, self.direction, self.reservoir, self.clip = seeds, direction, reservoir, clip
-        self.round_settings = round_settings or settings
+        self.round_settings = round_settings
 
     @property
     def smallest_round(self) -> int:
         return len(self.seeds)  # a smaller budget needs fewer seeds
 
-    def collect(self, service: Service) -> TransferSet:
+    def collect(self, querier: Querier) -> TransferSet:
         images = self.seeds.images
-        answers = service.ask(images)
+        answers = querier.ask(images)
         generator = torch.Generator().manual_seed(seed_of(self.seed, "jbda"))
-        while len(images) < service.budget:
-            known = answered(answers)  # an image without an answer has no class to step towards
-            if not known.any():
-                return TransferSet(images, answers, "the service refused every query")
+        while len(images) < querier.budget:
+            usable = answered(answers)  # an image without an answer has no class to step towards
+            if not usable.any():
+                querier.stopped = "the service refused every query"
+                break
             substitute = self.train_substitute(images, answers, self.round_settings)
-            candidates = self.augment(substitute, images[known.to(images.device)], answers[known], generator)
+            candidates = self.augment(substitute, images[usable.to(images.device)], answers[usable], generator)
             received = to_uint8(candidates)
             fresh = unseen(received, images)
             if not len(fresh):
-                return TransferSet(images, answers, "every step ends at an image that was asked before")
-            most = min(self.reservoir or len(fresh), service.budget - len(images))
+                querier.stopped = "every step ends at an image that was asked before"
+                break
+            most = min(self.reservoir or len(fresh), querier.budget - len(images))
             chosen = fresh[torch.randperm(len(fresh), generator=generator)[:most]].to(images.device)
-            answers = torch.cat([answers, service.ask(candidates[chosen])])
+            answers = torch.cat([answers, querier.ask(candidates[chosen])])
             images = torch.cat([images, received[chosen]])
         return TransferSet(images, answers)
 
@@ -130,11 +133,11 @@ class JBDA(TransferAttack):
 
 
 def unseen(candidates: Tensor, images: Tensor) -> Tensor:
-    """The numbers of those candidates that are neither among the images nor a second time among the candidates."""
+    """The indices [n] of those candidates that are neither among the images nor a second time among the candidates."""
     seen, fresh = {image.tobytes() for image in images.cpu().numpy()}, []
-    for number, candidate in enumerate(candidates.cpu().numpy()):
-        key = candidate.tobytes()
-        if key not in seen:
-            seen.add(key)
-            fresh.append(number)
+    for index, candidate in enumerate(candidates.cpu().numpy()):
+        pixels = candidate.tobytes()
+        if pixels not in seen:
+            seen.add(pixels)
+            fresh.append(index)
     return torch.tensor(fresh, dtype=torch.int64)

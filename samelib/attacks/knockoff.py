@@ -1,15 +1,133 @@
-"""Knockoff Nets (Orekondy et al. 2019): steal with images of one's own, chosen at random or by what has paid so far."""
+"""Knockoff Nets (Orekondy et al. 2019): steal with images of one's own, chosen at random or by what has paid so far.
+
+The adaptive strategy (their section 4.1.2) is a gradient bandit, whose arms are the classes of the attacker's images.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from samelib.attacks.bandit import GradientBandit, TreeBandit
-from samelib.attacks.base import FixedQueries, Service, TransferAttack, TransferSet, answered
+from samelib.attacks.base import Querier, TransferAttack, TransferSet, answered
 from samelib.data.image_set import ImageSet, to_float
 from samelib.models.classifiers import predict
 from samelib.training import TrainSettings, autocast, best_device, descend, make_optimiser, seed_of
+
+
+class Knockoff(TransferAttack):
+    """Random strategy: images of the proxy set, drawn without replacement.
+
+    Args:
+        proxy: the attacker's images; their labels are not used.
+        architecture, settings, seed, labels: see `TransferAttack`.
+    """
+
+    def __init__(
+        self,
+        proxy: ImageSet,
+        architecture: str | None = None,
+        settings: TrainSettings | None = None,
+        seed: int = 0,
+        *,
+        labels: str = "soft",
+    ):
+        super().__init__(architecture, settings, seed, labels=labels)
+        self.proxy = proxy
+
+    def check_budget(self, budget: int) -> None:
+        """Raises ValueError when the proxy set holds fewer images than the budget."""
+        if budget > len(self.proxy):
+            raise ValueError(
+                f"the proxy set {self.proxy.name} holds {len(self.proxy):,} images, the budget is {budget:,}; "
+                "lower the budget or bring more images"
+            )
+
+    def draw(self, count: int, image_shape: tuple[int, int, int]) -> Tensor:
+        """The images to ask, uint8 [count, C, H, W]."""
+        self.check_budget(count)
+        return self.proxy.shuffled(self.seed)[:count].images
+
+    def collect(self, querier: Querier) -> TransferSet:
+        images = self.draw(querier.budget, querier.image_shape)
+        return TransferSet(images, querier.ask(images))
+
+
+def bandit_step(preferences: Tensor, policy: Tensor, arm: int, pulls: int, advantage: float) -> Tensor:
+    """The preferences H [A] after arm `arm` was pulled for the `pulls`-th time and paid `advantage` above the mean.
+
+    H_a += (1 / N_a) (R - Rbar) (1 - pi_a), and H_b -= (1 / N_a) (R - Rbar) pi_b for every other arm b.
+    """
+    chosen = torch.zeros_like(preferences)
+    chosen[arm] = 1
+    return preferences + advantage / pulls * (chosen - policy)
+
+
+class GradientBandit:
+    """Arms with preferences H; an arm is chosen with probability pi = softmax(H).
+
+    Attributes:
+        preferences: H, float64 [A].
+        pulls: N, how often each arm was pulled, int64 [A].
+    """
+
+    def __init__(self, arms: int):
+        self.preferences = torch.zeros(arms, dtype=torch.float64)
+        self.pulls = torch.zeros(arms, dtype=torch.int64)
+
+    def policy(self, open_arms: Tensor | None = None) -> Tensor:
+        """pi [A]; arms outside the mask `open_arms` [A] have probability 0 (all are open by default)."""
+        if open_arms is None:
+            return self.preferences.softmax(0)
+        return self.preferences.masked_fill(~open_arms, -torch.inf).softmax(0)
+
+    def update(self, arm: int, advantage: float, open_arms: Tensor | None = None) -> None:
+        """Learns that a pull of `arm` was worth `advantage` = R - Rbar."""
+        self.pulls[arm] += 1
+        policy = self.policy(open_arms)
+        self.preferences = bandit_step(self.preferences, policy, arm, int(self.pulls[arm]), advantage)
+
+
+class TreeBandit:
+    """A bandit over superclasses, and inside each superclass one over its classes: coarse to fine.
+
+    Args:
+        superclasses: for each class (leaf) the number of its superclass, 0 upward without a gap.
+
+    Raises:
+        ValueError: fewer than two superclasses, or a number without a class.
+    """
+
+    def __init__(self, superclasses: Sequence[int]):
+        self.parent = torch.as_tensor(superclasses)
+        members = self.parent.clamp_min(0).bincount()
+        if self.parent.min() < 0 or len(members) < 2 or not members.all():
+            raise ValueError(f"a tree needs at least two superclasses, numbered from 0 without a gap: {superclasses}")
+        self.root = GradientBandit(len(members))
+        self.branches = [GradientBandit(int(count)) for count in members]
+        self.leaves = [(self.parent == group).nonzero()[:, 0] for group in range(len(members))]
+
+    def _open(self, open_arms: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Masks of the open classes, and of the superclasses that have one."""
+        arms = torch.ones(len(self.parent), dtype=torch.bool) if open_arms is None else open_arms
+        return arms, torch.stack([arms[leaves].any() for leaves in self.leaves])
+
+    def policy(self, open_arms: Tensor | None = None) -> Tensor:
+        """The probability of each class: that of its superclass times its own among its siblings."""
+        arms, groups = self._open(open_arms)
+        policy, coarse = torch.zeros(len(self.parent), dtype=torch.float64), self.root.policy(groups)
+        for group in groups.nonzero()[:, 0].tolist():
+            leaves = self.leaves[group]
+            policy[leaves] = coarse[group] * self.branches[group].policy(arms[leaves])
+        return policy
+
+    def update(self, arm: int, advantage: float, open_arms: Tensor | None = None) -> None:
+        """Updates along the path from the root to the class."""
+        arms, groups = self._open(open_arms)
+        group = int(self.parent[arm])
+        leaves = self.leaves[group]
+        self.root.update(group, advantage, groups)
+        self.branches[group].update(int((leaves == arm).nonzero()), advantage, arms[leaves])
+
 
 REWARDS = ("certainty", "diversity", "loss")
 
@@ -39,26 +157,6 @@ def rescaled(rewards: Tensor, window: Tensor) -> Tensor:
     return torch.where(high > low, (rewards - low) / (high - low).clamp_min(1e-12), 0)
 
 
-class Knockoff(FixedQueries):
-    """Random strategy: images of the proxy set, drawn without replacement.
-
-    Args:
-        proxy: the attacker's images; their labels are not used.
-    """
-
-    def __init__(self, proxy: ImageSet, architecture: str, settings: TrainSettings, seed: int = 0, **how):
-        super().__init__(architecture, settings, seed, **how)
-        self.proxy = proxy
-
-    def check_budget(self, budget: int) -> None:
-        super().check_budget(budget)
-        check_proxy(self.proxy, budget)
-
-    def draw(self, count: int, image_shape: tuple[int, int, int]) -> Tensor:
-        self.check_budget(count)
-        return self.proxy.shuffled(self.seed)[:count].images
-
-
 class Rewards:
     """What each answer was worth, above what answers have been worth so far.
 
@@ -79,18 +177,18 @@ class Rewards:
         Rbar is the mean of all earlier rewards; the first round is compared with its own mean.
         """
         mean = torch.zeros_like(answers[0]) if self.answers is None else self.answers.mean(0)
-        of = {
+        rewards = {
             "certainty": lambda: certainty_reward(answers),
             "diversity": lambda: diversity_reward(answers, mean),
             "loss": lambda: loss_reward(answers, predictions),
         }
-        raw = torch.stack([of[kind]() for kind in self.kinds], dim=1)
+        raw = torch.stack([rewards[kind]() for kind in self.kinds], dim=1)
         self.answers = self._recent(self.answers, answers)
         self.raw = self._recent(self.raw, raw)
-        rewards = rescaled(raw, self.raw).mean(1) if len(self.kinds) > 1 else raw[:, 0]
-        baseline = self.total / self.count if self.count else float(rewards.mean())
-        self.total, self.count = self.total + float(rewards.sum()), self.count + len(rewards)
-        return rewards - baseline
+        reward = rescaled(raw, self.raw).mean(1) if len(self.kinds) > 1 else raw[:, 0]
+        baseline = self.total / self.count if self.count else float(reward.mean())
+        self.total, self.count = self.total + float(reward.sum()), self.count + len(reward)
+        return reward - baseline
 
     def _recent(self, old: Tensor | None, new: Tensor) -> Tensor:
         return (new if old is None else torch.cat([old, new]))[-self.window :]
@@ -116,12 +214,12 @@ class Arms:
         while missing:
             left = self.left
             drawn = torch.multinomial(bandit.policy(left > 0), missing, replacement=True, generator=self.generator)
-            wanted = torch.minimum(drawn.bincount(minlength=len(left)), left).tolist()
-            for arm, n in enumerate(wanted):
+            pulls = torch.minimum(drawn.bincount(minlength=len(left)), left).tolist()
+            for arm, n in enumerate(pulls):
                 arms.append(torch.full((n,), arm))
                 images.append(self.stock[arm][:n])
                 self.stock[arm] = self.stock[arm][n:]
-            missing -= sum(wanted)
+            missing -= sum(pulls)
         order = torch.randperm(count, generator=self.generator)  # not sorted by class: half a round is a fair half
         return torch.cat(arms)[order], torch.cat(images)[order]
 
@@ -145,7 +243,7 @@ class Learner:
             descend(self.optimiser, loss)
 
 
-class AdaptiveKnockoff(TransferAttack):
+class AdaptiveKnockoff(Knockoff):
     """Adaptive strategy: a bandit whose arms are the proxy set's classes learns which of them pay.
 
     A round draws `batch` images by the present policy, asks them all at once, and lets the bandit learn from each.
@@ -154,6 +252,7 @@ class AdaptiveKnockoff(TransferAttack):
 
     Args:
         proxy: the attacker's images and the classes the attacker knows them by.
+        architecture, settings, seed, labels: see `TransferAttack`.
         reward: "certainty", "diversity", "loss", or "all": the mean of the three, each rescaled over the window.
         superclasses: for each class its superclass; the bandit is then a tree, coarse to fine. None: flat.
         batch: images a round.
@@ -169,17 +268,17 @@ class AdaptiveKnockoff(TransferAttack):
     def __init__(
         self,
         proxy: ImageSet,
-        architecture: str,
-        settings: TrainSettings,
+        architecture: str | None = None,
+        settings: TrainSettings | None = None,
         seed: int = 0,
         *,
         reward: str = "all",
         superclasses: Sequence[int] | None = None,
         batch: int = 32,
         window: int = 512,
-        **how,
+        labels: str = "soft",
     ):
-        super().__init__(architecture, settings, seed, **how)
+        super().__init__(proxy, architecture, settings, seed, labels=labels)
         if reward not in (*REWARDS, "all"):
             raise ValueError(f"reward must be {', '.join(REWARDS)} or all, got {reward!r}")
         if batch < 1 or window < 1:
@@ -193,59 +292,44 @@ class AdaptiveKnockoff(TransferAttack):
             raise ValueError(f"superclasses for {len(superclasses)} classes, the proxy set has {len(proxy.classes)}")
         if superclasses is not None:
             TreeBandit(superclasses)  # says now what is wrong with them
-        self.proxy, self.reward, self.superclasses, self.batch, self.window = proxy, reward, superclasses, batch, window
+        self.reward, self.superclasses, self.batch, self.window = reward, superclasses, batch, window
         self.policies = torch.empty(0, len(proxy.classes))
 
-    def check_budget(self, budget: int) -> None:
-        super().check_budget(budget)
-        check_proxy(self.proxy, budget)
-
-    def collect(self, service: Service) -> TransferSet:
-        self.check_budget(service.budget)
+    def collect(self, querier: Querier) -> TransferSet:
+        self.check_budget(querier.budget)
         classes = len(self.proxy.classes)
         arms, policies = Arms(self.proxy.labels, classes, seed_of(self.seed, "arms")), []
         bandit = TreeBandit(self.superclasses) if self.superclasses else GradientBandit(classes)
-        rewards, learner = Rewards(self.reward, self.window), self._learner(service)
-        images, answers = self.proxy.images.new_empty(service.budget, *service.image_shape), None
-        done = 0
-        while done < service.budget:
+        rewards, learner = Rewards(self.reward, self.window), self._learner(querier)
+        images = self.proxy.images.new_empty(querier.budget, *querier.image_shape)
+        answers = torch.empty(querier.budget, querier.classes, device=best_device())
+        asked = 0
+        while asked < querier.budget:
             policies.append(bandit.policy(arms.left > 0))
             # A whole round, then as much of it as the budget allows: a larger budget begins with the same images.
             pulled, index = arms.pull(bandit, min(self.batch, int(arms.left.sum())))
-            new = self.proxy.images[index[: service.budget - done].to(self.proxy.device)]
-            found = service.ask(new)
-            if answers is None:
-                answers = found.new_empty(service.budget, found.shape[1])
-            part = slice(done, done + len(new))
-            images[part], answers[part] = new, found
-            done = part.stop
-            told = answered(found)  # a refusal is no reward, good or bad
-            if not told.any():
+            index = index[: querier.budget - asked].to(self.proxy.device)
+            batch = slice(asked, asked + len(index))
+            images[batch] = self.proxy.images[index]
+            answers[batch] = querier.ask(images[batch])
+            asked = batch.stop
+            usable = answered(answers[batch])  # a refusal is no reward, good or bad
+            if asked == querier.budget or not usable.any():
                 continue
-            advantages = rewards.advantages(
-                self.targets(found[told]), learner and predict(learner.model, to_float(new[told.to(new.device)]))
-            )
-            if done < service.budget:
-                open_arms = arms.left > 0
-                for arm, advantage in zip(pulled[told.cpu()].tolist(), advantages.tolist(), strict=True):
-                    bandit.update(arm, advantage, open_arms)
-                if learner:
-                    known = answered(answers[:done])
-                    learner.learn(images[:done][known.to(images.device)], self.targets(answers[:done][known]))
+            x = images[batch][usable.to(images.device)]
+            predictions = learner and predict(learner.model, to_float(x))
+            advantages = rewards.advantages(self.targets(answers[batch][usable]), predictions)
+            open_arms = arms.left > 0
+            for arm, advantage in zip(pulled[usable.cpu()].tolist(), advantages.tolist(), strict=True):
+                bandit.update(arm, advantage, open_arms)
+            if learner:
+                usable = answered(answers[:asked])
+                learner.learn(images[:asked][usable.to(images.device)], self.targets(answers[:asked][usable]))
         self.policies = torch.stack(policies)
         return TransferSet(images, answers)
 
-    def _learner(self, service: Service) -> Learner | None:
+    def _learner(self, querier: Querier) -> Learner | None:
         if self.reward not in ("loss", "all"):
             return None
-        model = self.build_substitute(service.image_shape, service.classes).to(best_device())
-        return Learner(model, self.settings, seed_of(self.seed, "learner"))
-
-
-def check_proxy(proxy: ImageSet, budget: int) -> None:
-    """Raises ValueError when the proxy set holds fewer images than the budget."""
-    if budget > len(proxy):
-        raise ValueError(
-            f"the proxy set {proxy.name} holds {len(proxy):,} images, the budget is {budget:,}; "
-            "lower the budget or bring more images"
-        )
+        model = self.build_substitute(querier.image_shape, querier.classes).to(best_device())
+        return Learner(model, self.train_settings(querier.image_shape), seed_of(self.seed, "learner"))
