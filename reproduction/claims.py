@@ -3,11 +3,24 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import numpy as np
+import pandas as pd
 
-from reproduction.cells import BASELINES, BENIGN, HEADLINES, SAME, SAME_MASK_0, SAME_SHARED
-from reproduction.defended_report import responded
-from reproduction.report import LABELS, Rows, budgets_of, detected, pick, width_names
+from reproduction.ablations import widths_of
+from reproduction.accounts import ACCOUNTS
+from reproduction.cost import PARTS, costs
+from reproduction.detection import OTHER_READING, RATIOS, detected
+from reproduction.plan import (
+    BASELINES,
+    BENIGN,
+    HEADLINES,
+    OUTLIER_EXPOSURE,
+    SAME,
+    SAME_MASK_0,
+    SAME_SHARED,
+    budgets_of,
+)
+from reproduction.responses import responded
+from reproduction.tables import select
 
 LITTLE = 0.02  # two points: what counts as no difference
 Held = Iterator[bool]
@@ -33,135 +46,131 @@ class Claim(NamedTuple):
     what: str
     group: str
     chapter: str
-    holds: Callable[[Rows], Held] | None
+    holds: Callable[[pd.DataFrame], Held] | None
     most: bool = False
 
 
-def mean(rows: Rows, metric: str = "auroc") -> float:
+def mean(rows: pd.DataFrame, metric: str = "auroc") -> float:
     """Over seeds.
 
     Raises:
         NotMeasured: there are no rows.
     """
-    if not rows:
+    if rows.empty or metric not in rows or rows[metric].isna().all():
         raise NotMeasured(metric)
-    return float(np.mean([r[metric] for r in rows]))
+    return float(rows[metric].mean())
 
 
-def _better_than_baselines(metric: str, sign: int = 1, attacks=("knockoff", "jbda")) -> Callable[[Rows], Held]:
-    def holds(rows: Rows) -> Held:
-        for budget in budgets_of(rows):
-            for attack in attacks:
-                same = mean(detected(rows, SAME, attack, budget), metric)
-                yield all(sign * (same - mean(detected(rows, b, attack, budget), metric)) >= 0 for b in BASELINES)
+def _better_than_baselines(metric: str, sign: int = 1, labels=("knockoff", "jbda")) -> Callable[[pd.DataFrame], Held]:
+    def holds(frame: pd.DataFrame) -> Held:
+        for budget in budgets_of(frame):
+            for label in labels:
+                same, *others = (mean(detected(frame, d, label, budget), metric) for d in (SAME, *BASELINES))
+                yield all(sign * (same - other) >= 0 for other in others)
 
     return holds
 
 
-def _budget_matters_little(rows: Rows) -> Held:
-    for attack in ("knockoff", "jbda", "dfme"):
-        small, large = (mean(detected(rows, SAME, attack, budget)) for budget in budgets_of(rows))
+def _budget_matters_little(frame: pd.DataFrame) -> Held:
+    for label in ("knockoff", "jbda", "dfme"):
+        small, large = (mean(detected(frame, SAME, label, budget)) for budget in budgets_of(frame))
         yield abs(large - small) <= LITTLE
 
 
-def _costs(rows: Rows, detector: str) -> Rows:
-    return pick(rows, detector=detector, attack="cost")
+def _baselines_cost_accuracy(frame: pd.DataFrame) -> Held:
+    undefended = mean(costs(frame, SAME), "victim_accuracy")
+    return (mean(costs(frame, baseline), "victim_accuracy") < undefended for baseline in BASELINES)
 
 
-def _baselines_cost_accuracy(rows: Rows) -> Held:
-    plain = mean(_costs(rows, SAME), "victim_accuracy")
-    return (mean(_costs(rows, b), "victim_accuracy") < plain for b in BASELINES)
-
-
-def _baselines_train_longer(parts: tuple[str, ...]) -> Callable[[Rows], Held]:
-    def holds(rows: Rows) -> Held:
-        same = sum(mean(_costs(rows, SAME), f"{part}_seconds") for part in parts)
-        return (mean(_costs(rows, b), "victim_seconds") > same for b in BASELINES)
+def _baselines_train_longer(parts: tuple[str, ...]) -> Callable[[pd.DataFrame], Held]:
+    def holds(frame: pd.DataFrame) -> Held:
+        same = sum(mean(costs(frame, SAME), f"{part}_seconds") for part in parts)
+        return (mean(costs(frame, baseline), "victim_seconds") > same for baseline in BASELINES)
 
     return holds
 
 
-def _sharing_saves_memory(rows: Rows) -> Held:
-    own, shared = (_costs(rows, name) for name in (SAME, SAME_SHARED))
+def _sharing_saves_memory(frame: pd.DataFrame) -> Held:
+    own, shared = costs(frame, SAME), costs(frame, SAME_SHARED)
     yield mean(shared, "auxiliary_parameters") < mean(own, "auxiliary_parameters")
     yield mean(shared, "victim_accuracy") >= mean(own, "victim_accuracy")
 
 
-def _exposure_overlaps_more(rows: Rows) -> Held:
-    budget = budgets_of(rows)[-1]
-    yield mean(detected(rows, SAME, "knockoff", budget)) > mean(detected(rows, "outlier_exposure", "knockoff", budget))
+def _exposure_overlaps_more(frame: pd.DataFrame) -> Held:
+    yield mean(detected(frame, SAME, "knockoff")) > mean(detected(frame, OUTLIER_EXPOSURE, "knockoff"))
 
 
-def _auxiliary_repairs_jbda(rows: Rows) -> Held:
+def _auxiliary_repairs_jbda(frame: pd.DataFrame) -> Held:
     for detector in (SAME, SAME_MASK_0):
-        for attack in LABELS[1:3]:
-            both, alone = (mean(detected(rows, detector, attack, budgets_of(rows)[-1], a)) for a in (0.5, 1.0))
+        for label in ("jbda", OTHER_READING):
+            both, alone = (mean(detected(frame, detector, label, alpha=alpha)) for alpha in (0.5, 1.0))
             yield both > alone
 
 
-def _same_near_same_x(rows: Rows) -> Held:
-    for attack in ("knockoff", "jbda", "dfme"):
-        both, alone = (mean(detected(rows, SAME, attack, budgets_of(rows)[-1], a)) for a in (0.5, 1.0))
+def _same_near_same_x(frame: pd.DataFrame) -> Held:
+    for label in ("knockoff", "jbda", "dfme"):
+        both, alone = (mean(detected(frame, SAME, label, alpha=alpha)) for alpha in (0.5, 1.0))
         yield abs(both - alone) <= LITTLE
 
 
-def _ratios(rows: Rows, metric: str) -> list[float]:
-    ratios = sorted({r["ratio"] for r in rows if r.get("ratio")})
-    if not ratios:
-        raise NotMeasured("ratio")
-    return [mean(pick(rows, detector=SAME, attack="knockoff", ratio=ratio), metric) for ratio in ratios]
+def _over_ratios(frame: pd.DataFrame, metric: str) -> list[float]:
+    rows = select(frame, experiment="detection", label="knockoff", **SAME._asdict())
+    return [mean(select(rows, ratio=ratio), metric) for ratio in RATIOS]
 
 
-def _auroc_does_not_follow_the_ratio(rows: Rows) -> Held:
-    found = _ratios(rows, "auroc")
-    yield max(found) - min(found) <= LITTLE
+def _auroc_does_not_follow_the_ratio(frame: pd.DataFrame) -> Held:
+    aurocs = _over_ratios(frame, "auroc")
+    yield max(aurocs) - min(aurocs) <= LITTLE
 
 
-def _aupr_follows_the_ratio(rows: Rows) -> Held:
-    found = _ratios(rows, "aupr")
-    return (high > low for low, high in zip(found, found[1:], strict=False))
+def _aupr_follows_the_ratio(frame: pd.DataFrame) -> Held:
+    auprs = _over_ratios(frame, "aupr")
+    return (high > low for low, high in zip(auprs, auprs[1:], strict=False))
 
 
-def _gap(rows: Rows, attack: str, scoring: str, epoch: int) -> float:
+def _gap(frame: pd.DataFrame, label: str, scoring: str, epoch: int) -> float:
     """How much worse than benign queries an attack's are reconstructed, relative to them."""
-    curves = [r | {"error": r["errors"][epoch]} for r in pick(rows, scoring=scoring) if "errors" in r]
-    return mean(pick(curves, attack=attack), "error") / mean(pick(curves, attack="benign"), "error")
+    rows = select(frame, experiment="curve", scoring=scoring)
+    rows = rows.assign(error=rows.get("errors", pd.Series(dtype=object)).str[epoch])
+    return mean(select(rows, label=label), "error") / mean(select(rows, label="benign"), "error")
 
 
-def _gaps_widen(rows: Rows) -> Held:
+def _gaps_widen(frame: pd.DataFrame) -> Held:
     for scoring in ("mask 0", "passes"):
-        for attack in ("knockoff", "dfme"):
-            yield _gap(rows, attack, scoring, -1) > _gap(rows, attack, scoring, 0)
+        for label in ("knockoff", "dfme"):
+            yield _gap(frame, label, scoring, -1) > _gap(frame, label, scoring, 0)
 
 
-def _jbda_stays_near_benign(rows: Rows) -> Held:
+def _jbda_stays_near_benign(frame: pd.DataFrame) -> Held:
     for scoring in ("mask 0", "passes"):
-        yield _gap(rows, "jbda", scoring, -1) < min(_gap(rows, a, scoring, -1) for a in ("knockoff", "dfme"))
+        yield _gap(frame, "jbda", scoring, -1) < min(_gap(frame, x, scoring, -1) for x in ("knockoff", "dfme"))
 
 
-def _wider_is_better(rows: Rows) -> Held:
-    names, budget = width_names(rows), budgets_of(rows)[-1]
-    if len(names) < 2:
+def _wider_is_better(frame: pd.DataFrame) -> Held:
+    widths = list(widths_of(frame).values())
+    if len(widths) < 2:
         raise NotMeasured("width")
-    for attack in HEADLINES[:2]:
-        found = [mean(detected(rows, name, attack, budget, alpha=1.0)) for name in names]
-        yield found[-1] > found[0]
+    for label in ("knockoff", "jbda"):
+        narrow, wide = (mean(detected(frame, detector, label, alpha=1.0)) for detector in (widths[0], widths[-1]))
+        yield wide > narrow
 
 
-def _accounts_blind_prada(rows: Rows) -> Held:
-    for attack in HEADLINES:
-        one, hundred = (mean(pick(rows, detector="prada", attack=attack, accounts=n), "alarmed") for n in (1, 100))
-        yield one > 0 and hundred == 0
+def _accounts_blind_prada(frame: pd.DataFrame) -> Held:
+    for label in map(str, HEADLINES):
+        rows = select(frame, experiment="accounts", label=label)
+        one, many = (mean(select(rows, accounts=n), "alarmed") for n in (1, max(ACCOUNTS)))
+        yield one > 0 and many == 0
 
 
-def _attackers_suffer(response: str, suffered: Callable[[dict], float]) -> Callable[[Rows], Held]:
+def _attackers_suffer(response: str, suffered: Callable[[pd.DataFrame], pd.Series]) -> Callable[[pd.DataFrame], Held]:
     """Each attack suffers at least twice as much from the response as honest users do."""
 
-    def holds(rows: Rows) -> Held:
-        def average(user: str) -> float:
-            return mean([{"suffered": suffered(r)} for r in responded(rows, response, user)], "suffered")
+    def holds(frame: pd.DataFrame) -> Held:
+        def average(label: str) -> float:
+            rows = responded(frame, response, label)
+            return mean(rows.assign(suffered=suffered(rows)), "suffered")
 
-        return (average(attack) >= 2 * average(BENIGN) for attack in ("knockoff", "jbda", "dfme"))
+        return (average(label) >= 2 * average(str(BENIGN)) for label in ("knockoff", "jbda", "dfme"))
 
     return holds
 
@@ -187,16 +196,16 @@ CLAIMS = (
     Claim("Table 3 (CIFAR-10)", "outlier exposure and EDM cost the victim accuracy; judged on MNIST",
           "mnist", _8, _baselines_cost_accuracy),
     Claim("Table 3 (CIFAR-10)", "they train longer than victim and auxiliary model under SAME; judged on MNIST",
-          "mnist", _8, _baselines_train_longer(("victim", "auxiliary"))),
+          "mnist", _8, _baselines_train_longer(PARTS[:2])),
     Claim("Table 3 (CIFAR-10)", "the same where SAME's time includes its autoencoder",
-          "mnist", _8, _baselines_train_longer(("victim", "auxiliary", "mae"))),
+          "mnist", _8, _baselines_train_longer(PARTS)),
     Claim("Fidelity and Efficiency", "sharing the victim's structure saves memory and costs the victim no accuracy",
           "mnist", _9, _sharing_saves_memory),
     Claim("Figure 4, queries", "refusing flagged queries leaves normal users least affected (an attack's queries are "
           "refused at least twice as often)", "mnist-responses", _10,
-          _attackers_suffer("reject 5 %", lambda row: 1 - row["answered"])),
+          _attackers_suffer("reject 5 %", lambda rows: 1 - rows["answered"])),
     Claim("Figure 4, response time", "proof of work delays attackers more than users (at least twice as many hashes a "
-          "query)", "mnist-responses", _10, _attackers_suffer("proof of work", lambda row: row["hashes"])),
+          "query)", "mnist-responses", _10, _attackers_suffer("proof of work", lambda rows: rows["hashes"])),
     Claim("Figure 5", "on MNIST SAME and SAME-X perform alike (within two points)", "mnist", _9, _same_near_same_x),
     Claim("Figure 5", "on CIFAR-10 SAME leads and its variants are alike", "cifar10", _9, None),
     Claim("Table 4", "SAME's AUROC does not depend on the malicious ratio (within two points)",
