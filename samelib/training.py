@@ -57,7 +57,7 @@ class TrainSettings:
     def __post_init__(self):
         if (self.epochs is None) == (self.seen is None):
             raise ValueError(f"give either epochs or seen (images in all): {self}")
-        if (self.epochs or self.seen) < 1 or self.batch < 1 or self.lr <= 0:
+        if (self.seen if self.epochs is None else self.epochs) < 1 or self.batch < 1 or self.lr <= 0:
             raise ValueError(f"epochs (or seen), batch and lr must be positive: {self}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the training, at least 0 and below 1, got {self.warmup}")

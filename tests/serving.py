@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from samelib.data.image_set import to_float
-from samelib.detectors.base import conformal_p_values
+from samelib.detectors.base import Detector
 from samelib.models.classifiers import Victim
 from samelib.responses import ProofOfWork
 from samelib.service.app import create_app
@@ -25,9 +25,9 @@ from samelib.service.stamps import StampOffice, solve
 
 SHAPE = (1, 8, 8)
 CLASSES = 4
+INFER = "/v2/models/victim/infer"
 SECRET = b"a secret of tests" * 2
 WORK = ProofOfWork(3, 4)
-NO_WORK_BUT_A_STAMP = ProofOfWork(1, 0)
 
 
 def quarters(x: Tensor) -> Tensor:
@@ -35,14 +35,17 @@ def quarters(x: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(x, 4).flatten(1).softmax(1)
 
 
-class Ranked:
+class Ranked(Detector):
     """A detector whose score is the mean pixel: with p-value 1 at -1, and 1 / 200 at +1."""
 
-    def score(self, x: Tensor, answers: Tensor) -> Tensor:
-        return x.flatten(1).mean(1)
+    image_shape = SHAPE
+    calibration_scores = torch.linspace(-0.5, 0.5, 199)
 
-    def p_values_of(self, scores: Tensor) -> Tensor:
-        return conformal_p_values(scores, torch.linspace(-0.5, 0.5, 199))
+    def fit(self, *sets, store=None, fpr=0.05):
+        return self
+
+    def score_received(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
+        return x.flatten(1).mean(1)
 
 
 class Gate:
@@ -103,9 +106,19 @@ def as_files(images: Tensor, stamps=()) -> dict:
     return {"files": files, "data": {"stamp": list(stamps)}}
 
 
-def as_json(images: Tensor, stamps=None) -> dict:
-    """What httpx needs to send images as numbers."""
-    return {"json": {"images": images.tolist()} | ({} if stamps is None else {"stamps": stamps})}
+def as_tensors(images: Tensor, stamps=None, datatype: str = "UINT8") -> dict:
+    """What httpx needs to send images by the Open Inference Protocol."""
+    pixels = images if datatype == "UINT8" else to_float(images)
+    inputs = [{"name": "image", "datatype": datatype, "shape": list(images.shape), "data": pixels.tolist()}]
+    if stamps is not None:
+        inputs.append({"name": "stamp", "datatype": "BYTES", "shape": [len(stamps)], "data": list(stamps)})
+    return {"json": {"inputs": inputs}}
+
+
+def outputs(answer: httpx.Response) -> dict[str, list]:
+    """Name -> data of each output tensor."""
+    assert answer.status_code == 200, answer.text
+    return {tensor["name"]: tensor["data"] for tensor in answer.json()["outputs"]}
 
 
 def ask(client: httpx.Client, images: Tensor, stamps=()) -> httpx.Response:
@@ -131,9 +144,9 @@ def right(answer: httpx.Response, images: Tensor) -> bool:
 
 def fault(answer: httpx.Response) -> tuple[int, str]:
     """Status and code of a refusal, which has the form that every refusal has."""
-    error = answer.json()["error"]
-    assert set(error) <= {"code", "message", "image"} and len(error["message"]) < 200
-    return answer.status_code, error["code"]
+    content = answer.json()
+    assert {"error", "code"} <= set(content) <= {"error", "code", "image"} and len(content["error"]) < 200
+    return answer.status_code, content["code"]
 
 
 def new_stamps(client: httpx.Client, images: Tensor) -> list[str]:

@@ -59,6 +59,14 @@ def test_interval_is_students():
     assert math.isnan(metrics.mean_interval([1.0])[1])
 
 
+def test_a_share_has_clopper_and_pearsons_interval():
+    """Their table for 8 of 20; no or all successes still have an interval."""
+    assert metrics.binomial_interval(8, 20) == pytest.approx((0.1912, 0.6395), abs=1e-4)
+    assert metrics.binomial_interval(0, 20) == pytest.approx((0, 1 - 0.025 ** (1 / 20)))
+    low, high = metrics.binomial_interval(20, 20)
+    assert (low, high) == pytest.approx((0.025 ** (1 / 20), 1))
+
+
 def test_bootstrap_holds_the_value_and_repeats():
     rng = np.random.default_rng(0)
     benign, malicious = rng.normal(size=200), rng.normal(1, size=200)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from serving import WORK, Gate, Ranked, ask, grey, metrics, noise, quarters, service, wait_for, wait_for_queue
 
-from reproduction.run import ATTACKS, make_attack
+from samelib.attacks import ATTACKS, make_attack
 from samelib.data.image_set import to_float
 from samelib.gateway import BudgetExceeded, QueryGateway
 from samelib.models.classifiers import Victim
@@ -34,7 +34,7 @@ def defended(victim, detector):
 
 @pytest.fixture(scope="module")
 def settings(group):
-    usual = preset("smoke", group)
+    usual = preset("smoke", group.image_shape)
     short = replace(usual.substitute_train, epochs=1)
     return replace(usual, substitute_train=short, round_train=short, dfme_train=replace(usual.dfme_train, batch=8))
 
@@ -61,7 +61,7 @@ def test_some_are_refused_and_some_answered(defended, detector, group):
 
 
 def test_an_attack_works_for_its_answers(victim, detector, group, settings):
-    local = QueryGateway(victim, BUDGET, detector, ProofOfWork(2, 5, hash_rate=1e6))
+    local = QueryGateway(victim, BUDGET, detector, ProofOfWork(2, 5))
     app = create_app(victim, detector, ProofOfWork(2, 5), limits=Limits(images=256))
     with running(app) as url, RemoteGateway(url, BUDGET) as remote:
         for gateway in (local, remote):
@@ -78,8 +78,8 @@ def test_harder_puzzles_cost_more_hashes(tmp_path):
         assert torch.allclose(answers, quarters(to_float(images)), atol=1e-6)
         hashes = remote.log.hashes.double()
         assert hashes[40:].mean() > 8 * hashes[:40].mean()  # 2^8 beside 2^1
-        found = metrics(client)
-        assert found["samelib_images_total", "challenge"] == found["samelib_images_total", "answered"] == 80
+        counts = metrics(client)
+        assert counts["samelib_images_total", "challenge"] == counts["samelib_images_total", "answered"] == 80
         remote.log.save(tmp_path / "queries.npz")
 
 
@@ -256,6 +256,14 @@ def test_another_way_to_say_when(when):
 def test_no_url(url):
     with pytest.raises(RemoteError, match="no answer from"):
         RemoteGateway(url)
+
+
+def test_a_proxy_is_not_asked_for_this_machine(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # nothing listens there
+    with service() as client, RemoteGateway(str(client.base_url)) as remote:
+        assert remote.query(noise(1)).isfinite().all()
+    with pytest.raises(RemoteError, match="no answer from"):
+        RemoteGateway("http://192.0.2.1", patience=5)  # an address of nobody's: here the proxy is asked, and refuses
 
 
 def test_a_bad_budget_is_refused():

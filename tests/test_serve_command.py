@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from serving import as_json, ask, connect, fault, is_closed, new_stamps, probabilities, read_all, wait_for
+from serving import as_tensors, ask, connect, fault, is_closed, new_stamps, outputs, probabilities, read_all, wait_for
 
 import samelib.service
 from samelib import cli
@@ -160,11 +160,11 @@ def process(folder, *words, **environment):
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as running:
         try:
-            said = running.stdout.readline()
-            found = re.match(r"(http://127\.0\.0\.1:\d+)/docs  response: ", said)
-            assert found, said + running.stderr.read()
-            with httpx.Client(base_url=found[1], timeout=60) as client:
-                assert client.get("/healthz").status_code == 200
+            line = running.stdout.readline()
+            url = re.match(r"(http://127\.0\.0\.1:\d+)/docs  response: ", line)
+            assert url, line + running.stderr.read()
+            with httpx.Client(base_url=url[1], timeout=60) as client:
+                assert client.get("/v2/health/ready").status_code == 200
                 yield running, client
         finally:
             running.kill()
@@ -190,7 +190,7 @@ def test_a_stamp_cannot_be_spent_twice_across_a_restart(folder, group, tmp_path)
 def test_a_stop_answers_what_was_accepted(folder, group, victim):
     images = group.benign_test.images[:6]
     with process(folder, "--response", "watch") as (running, client):
-        bodies = [httpx.Request("POST", "http://here", **as_json(image[None])).content for image in images]
+        bodies = [httpx.Request("POST", "http://here", **as_tensors(image[None])).content for image in images]
         accepted = [begun(client, body) for body in bodies]
         running.send_signal(signal.SIGTERM)
         wait_for(lambda: is_closed(client))
@@ -201,7 +201,7 @@ def test_a_stop_answers_what_was_accepted(folder, group, victim):
         said = running.stderr.read()
     expected = victim(to_float(images))
     for answer, row in zip(answers, expected, strict=True):
-        assert probabilities(answer)[0].tolist() == pytest.approx(row.tolist(), abs=1e-4)
+        assert outputs(answer)["probabilities"] == pytest.approx(row.tolist(), abs=1e-4)
     assert "Traceback" not in said and "rror" not in said
 
 
@@ -209,7 +209,7 @@ def begun(client: httpx.Client, body: bytes) -> socket.socket:
     """A connection whose request the service has begun to read: it has asked for the body and got a part of it."""
     connection = connect(client)
     connection.sendall(
-        b"POST /v1/predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+        b"POST /v2/models/victim/infer HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
         b"Content-Length: %d\r\n\r\n" % len(body)
     )
     assert connection.recv(65_536).startswith(b"HTTP/1.1 100 ")

@@ -3,21 +3,28 @@
 import asyncio
 import time
 from contextlib import asynccontextmanager
+from typing import Annotated
 
-from fastapi import FastAPI, Request
+import numpy as np
+import torch
+from fastapi import FastAPI, Form, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+from torch import Tensor
 
 from samelib import __version__
 from samelib.detectors.base import Detector
-from samelib.gateway import Policy
+from samelib.gateway import Defence
 from samelib.models.classifiers import Victim
+from samelib.responses import Response as DefenceResponse
 from samelib.service import schema
-from samelib.service.batching import QueueFull
-from samelib.service.guard import CHALLENGED, BadStamp, Guard, Reply
-from samelib.service.intake import ApiError, Limits, read_body, read_query
-from samelib.stamps import SpentFull, StampOffice, read_challenge
+from samelib.service.guard import Guard, Reply
+from samelib.service.intake import ApiError, BodyLimits, Limits, decode_image
+from samelib.service.open_inference import open_inference
+from samelib.service.stamps import StampOffice
 
 
 class Metrics:
@@ -25,9 +32,7 @@ class Metrics:
 
     def __init__(self, guard: Guard):
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "samelib_requests", "Requests to /v1/predict by HTTP status", ["status"], registry=self.registry
-        )
+        self.requests = Counter("samelib_requests", "Requests by HTTP status", ["status"], registry=self.registry)
         self.images = Counter("samelib_images", "Images by what became of them", ["outcome"], registry=self.registry)
         self.stamps = Counter("samelib_refused_stamps", "Refused stamps by reason", ["reason"], registry=self.registry)
         self.seconds = Histogram(
@@ -39,22 +44,46 @@ class Metrics:
         )  # fmt: skip
         waiting = Gauge("samelib_queue_images", "Images that wait or are in work", registry=self.registry)
         waiting.set_function(lambda: guard.batcher.pending)
-        spent = Gauge("samelib_spent_stamps", "Spent stamps that have not expired", registry=self.registry)
+        spent = Gauge("samelib_spent_stamps", "Spent stamps that are remembered", registry=self.registry)
         spent.set_function(lambda: len(guard.office.spent))
 
     def count(self, replies: list[Reply]) -> None:
         for reply in replies:
-            self.images.labels(reply.kind).inc()
+            self.images.labels(reply.status).inc()
             if reply.p_value is not None:
                 self.p_values.observe(reply.p_value)
+
+
+class CountRequests:
+    """ASGI middleware: how many POST requests ended with which status, and after how many seconds."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics):
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self._app(scope, receive, send)
+        start, status = time.perf_counter(), 500  # an unexpected error is answered further out
+
+        async def noting(message):
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            self._metrics.requests.labels(status).inc()
+            self._metrics.seconds.observe(time.perf_counter() - start)
 
 
 def create_app(
     victim: Victim,
     detector: Detector | None = None,
-    response: Policy | None = None,
+    response: DefenceResponse | None = None,
     office: StampOffice | None = None,
     limits: Limits | None = None,
+    name: str = "victim",
 ) -> FastAPI:
     """A prediction service, to be run by uvicorn (see samelib.service.server).
 
@@ -64,12 +93,14 @@ def create_app(
         response: what is done about strange queries; None: they are only counted in the metrics.
         office: signs and takes stamps of proof of work; by default one whose secret dies with the process.
         limits: see Limits.
+        name: of the model, in the paths of the Open Inference Protocol.
 
     Raises:
-        ValueError: a response without a detector, or a detector that was fitted to other images or classes.
+        ValueError: a response without a detector, a detector that was fitted to other images or classes, or a name that
+            is no part of a path.
     """
     limits = limits or Limits()
-    guard = Guard(victim, detector, response, office, limits.images, limits.queue)
+    guard = Guard(Defence(victim, detector, response), office, limits)
     metrics = Metrics(guard)
 
     @asynccontextmanager
@@ -80,93 +111,77 @@ def create_app(
         await guard.batcher.close()
         guard.office.spent.close()
 
+    async def reply(images: Tensor, stamps: list[str]) -> list[Reply]:
+        try:
+            replies = await guard.reply(images, stamps)
+        except ApiError as error:
+            if error.status == 403:
+                metrics.stamps.labels(error.code).inc()
+            raise
+        metrics.count(replies)
+        return replies
+
     app = FastAPI(
         title="samelib: a prediction service with SAME in front",
         version=__version__,
         description=schema.DESCRIPTION,
         lifespan=lifespan,
     )
+    ImageForm = schema.image_form(limits.images)
 
-    @app.post("/v1/predict", **schema.predict(victim, limits))
-    async def predict(request: Request):
-        start, status = time.perf_counter(), 500
-        try:
-            body = await read_body(request.stream(), request.headers, limits)
-            query = await read_query(body, request.headers, victim.image_shape, limits)
-            replies = await _replied(guard, query, limits)
-            status = 200
-        except ApiError as error:
-            status = error.status
-            if error.status == 403:
-                metrics.stamps.labels(error.code).inc()
-            raise
-        finally:
-            metrics.requests.labels(status).inc()
-            metrics.seconds.observe(time.perf_counter() - start)
-        metrics.count(replies)
-        return JSONResponse({"results": [as_json(reply) for reply in replies]})
+    @app.post(
+        "/v1/predict",
+        summary="Probabilities of the classes for image files",
+        responses=schema.ERRORS,
+        response_model_exclude_none=True,
+    )
+    async def predict(form: Annotated[ImageForm, Form(media_type="multipart/form-data")]) -> schema.Results:
+        files = [await file.read() for file in form.image]
+        images = await asyncio.to_thread(_decoded, files, victim.image_shape)
+        return schema.Results(results=[r._asdict() for r in await reply(images, form.stamp)])
 
-    @app.get("/v1/model", summary="What the service takes and names", response_model=schema.Model)
-    async def model():
+    @app.get("/v1/model", summary="What the service takes and names")
+    async def model() -> schema.Model:
         return schema.Model(image_shape=victim.image_shape, classes=victim.classes, most_images=limits.images)
-
-    @app.get("/healthz", summary="200 while the service answers")
-    async def healthz():
-        return {"status": "ok"}
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def prometheus():
         return Response(generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    app.include_router(open_inference(reply, victim, limits.images, name))
+    app.add_middleware(BodyLimits, limits=limits)
+    app.add_middleware(CountRequests, metrics=metrics)  # outside the other: what that refuses is counted too
     app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
     app.state.limits = limits
     return app
 
 
-async def _replied(guard: Guard, query, limits: Limits) -> list[Reply]:
-    """The guard's replies, its refusals as the client reads them.
-
-    Raises:
-        ApiError: 403, 429, 503 or 504.
-    """
-    try:
-        return await guard.reply(query.images, query.stamps, limits.answer_seconds)
-    except BadStamp as error:
-        raise ApiError(403, error.reason, str(error), error.image) from error
-    except QueueFull as error:
-        raise ApiError(429, "busy", "too many images are waiting; try again later", retry_after=1) from error
-    except SpentFull as error:
-        raise ApiError(503, "stamps_full", "too many stamps were spent; try again later", retry_after=60) from error
-    except TimeoutError as error:
-        raise ApiError(504, "timeout", "the answer took too long; nothing was spent", retry_after=1) from error
-
-
-def as_json(reply: Reply) -> dict:
-    """One entry of "results"."""
-    result = {"status": reply.kind}
-    if reply.probabilities is not None:
-        result["probabilities"] = reply.probabilities
-    if reply.kind == CHALLENGED:
-        result |= {"challenge": reply.challenge, "bits": read_challenge(reply.challenge).bits}
-    return result
+def _decoded(files: list[bytes], shape: tuple[int, int, int]) -> Tensor:
+    return torch.from_numpy(np.stack([decode_image(data, shape, index) for index, data in enumerate(files)]))
 
 
 async def _api_error(_: Request, error: ApiError) -> JSONResponse:
-    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    if error.status == 408:  # but not after 413: a connection that is closed while the client sends may lose the answer
-        headers["Connection"] = "close"
-    return JSONResponse(error.body(), error.status, headers)
+    return error.response()
+
+
+async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    """The first thing that is wrong with a body; names that the client made up are not said back."""
+    first = error.errors()[0]
+    where = "" if first["type"] == "extra_forbidden" else " ".join(map(str, first["loc"][1:]))
+    return ApiError(422, "invalid", f"{where or 'body'}: {first['msg']}; /docs says what the service takes").response()
 
 
 async def _http_error(_: Request, error: HTTPException) -> JSONResponse:
-    """404 and 405, in the same form."""
-    return JSONResponse(ApiError(error.status_code, "http", str(error.detail)).body(), error.status_code, error.headers)
+    """400, 404 and 405, in the same form."""
+    response = ApiError(error.status_code, "http", str(error.detail)).response()
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _unexpected(_: Request, error: Exception) -> JSONResponse:
     """A fault of the service or of its victim: uvicorn writes it into the log and closes the connection, which the client
     must know before it asks again; it is told no more than that."""
-    body = ApiError(500, "fault", "the service failed; this is no fault of the request").body()
-    return JSONResponse(body, 500, {"Connection": "close"})
+    return ApiError(500, "fault", "the service failed; this is no fault of the request").response()

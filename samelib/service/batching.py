@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Work = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-
 
 class QueueFull(RuntimeError):
     """There is no place for so many images now; nothing of the request was taken."""
@@ -18,10 +16,10 @@ class QueueFull(RuntimeError):
 
 @dataclass
 class Job:
-    """One request: its images, whether each is to be scored, and where its results go."""
+    """One request: its images, whether each is paid for, and where its results go."""
 
     images: Tensor
-    watched: Tensor
+    paid: Tensor
     done: asyncio.Future
 
 
@@ -29,13 +27,13 @@ class Batcher:
     """A queue in front of one thread that computes. Nobody waits for a batch to fill: what is there is taken.
 
     Args:
-        work: images uint8 [N, C, H, W] and bool [N] -> tensors of N rows each.
+        compute: images uint8 [N, C, H, W] and bool [N] -> tensors of N rows each.
         most_images: of one batch, and so of one request.
         capacity: images that may wait or be in work.
     """
 
-    def __init__(self, work: Work, most_images: int, capacity: int):
-        self._work, self.most_images, self.capacity = work, most_images, capacity
+    def __init__(self, compute: Callable[[Tensor, Tensor], tuple[Tensor, ...]], most_images: int, capacity: int):
+        self._compute, self.most_images, self.capacity = compute, most_images, capacity
         self.pending = 0  # images that wait or are in work
         self._waiting: deque[Job] = deque()
         self._wake = asyncio.Event()
@@ -52,16 +50,16 @@ class Batcher:
         self._pump.cancel()
         self._thread.shutdown()
 
-    async def compute(self, images: Tensor, watched: Tensor) -> tuple[Tensor, ...]:
+    async def submit(self, images: Tensor, paid: Tensor) -> tuple[Tensor, ...]:
         """The rows of these images. A caller that is cancelled leaves its place in the queue to be skipped.
 
         Raises:
             QueueFull: at once.
-            Exception: whatever `work` raised.
+            Exception: whatever `compute` raised.
         """
         if self.pending + len(images) > self.capacity:
             raise QueueFull(f"{self.pending} images are waiting, the queue takes {self.capacity}")
-        job = Job(images, watched, asyncio.get_running_loop().create_future())
+        job = Job(images, paid, asyncio.get_running_loop().create_future())
         self.pending += len(images)
         self._waiting.append(job)
         self._wake.set()
@@ -75,16 +73,17 @@ class Batcher:
             if not jobs:
                 self._wake.clear()
                 continue
-            images, watched = (torch.cat([getattr(job, name) for job in jobs]) for name in ("images", "watched"))
+            images, paid = torch.cat([job.images for job in jobs]), torch.cat([job.paid for job in jobs])
             try:
-                found = await loop.run_in_executor(self._thread, self._work, images, watched)
+                columns = await loop.run_in_executor(self._thread, self._compute, images, paid)
             except Exception as error:
                 for job in jobs:
                     if not job.done.done():
                         job.done.set_exception(error)
             else:
                 sizes = [len(job.images) for job in jobs]
-                for job, rows in zip(jobs, zip(*(t.split(sizes) for t in found), strict=True), strict=True):
+                parts = zip(*(column.split(sizes) for column in columns), strict=True)
+                for job, rows in zip(jobs, parts, strict=True):
                     if not job.done.done():
                         job.done.set_result(rows)
             finally:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from samelib.data.image_set import check_queries, to_uint8
 from samelib.gateway import BudgetExceeded, Gateway
-from samelib.stamps import solve
+from samelib.service.stamps import solve
 
 BUSY = (429, 503)
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class RemoteError(RuntimeError):
@@ -45,12 +46,14 @@ class RemoteGateway(Gateway):
     """
 
     def __init__(self, url: str, budget: int | None = None, most_bits: int = 24, patience: float = 30.0):
-        # A connection that rested for as long as the service keeps it might be closed while a request is on its way.
-        self._http = httpx.Client(base_url=url, timeout=patience, limits=httpx.Limits(keepalive_expiry=2.0))
         self.most_bits, self.patience = most_bits, patience
+        # A connection that rested for as long as the service keeps it might be closed while a request is on its way.
+        resting = httpx.Limits(keepalive_expiry=2.0)
+        proxied = httpx.URL(url).host not in LOOPBACK  # HTTP_PROXY and its kin are for other machines
+        self._http = httpx.Client(base_url=url, timeout=patience, limits=resting, trust_env=proxied)
+        model = self._sent("GET", "/v1/model")
         try:
-            found = self._sent("GET", "/v1/model")
-            shape, classes, self.most_images = found["image_shape"], found["classes"], found["most_images"]
+            shape, classes, self.most_images = model["image_shape"], model["classes"], model["most_images"]
         except (KeyError, TypeError) as error:
             raise RemoteError(f"what answers at {url} is no service of samelib") from error
         super().__init__(shape, classes, budget)
@@ -70,17 +73,18 @@ class RemoteGateway(Gateway):
     def _ask(self, x: Tensor) -> dict[str, Tensor]:
         start, images = time.perf_counter(), to_uint8(x).cpu()
         results, hashes = self._predict(images, []), torch.zeros(len(x), dtype=torch.int64)
-        asked = [place for place, result in enumerate(results) if result["status"] == "challenge"]
-        if asked:
-            stamps, work = zip(*(solve(results[place]["challenge"], self.most_bits) for place in asked), strict=True)
-            hashes[asked] = torch.tensor(work)
-            for place, result in zip(asked, self._predict(images[asked], stamps), strict=True):
-                results[place] = result
+        unpaid = [index for index, result in enumerate(results) if result["status"] == "challenge"]
+        if unpaid:
+            solved = [solve(results[index]["challenge"], self.most_bits) for index in unpaid]
+            hashes[unpaid] = torch.tensor([work for _, work in solved])
+            answered = self._predict(images[unpaid], [stamp for stamp, _ in solved])
+            for index, result in zip(unpaid, answered, strict=True):
+                results[index] = result
         nothing = [torch.nan] * self.classes
         answers = torch.tensor([result.get("probabilities") or nothing for result in results])
         seconds = torch.full([len(x)], time.perf_counter() - start, dtype=torch.float64)
-        parts = {"queries": images, "answers": answers, "refused": answers.isnan().any(1)}
-        return parts | {"hashes": hashes, "seconds": seconds}
+        records = {"queries": images, "answers": answers, "refused": answers.isnan().any(1)}
+        return records | {"hashes": hashes, "seconds": seconds}
 
     def _predict(self, images: Tensor, stamps: Sequence[str]) -> list[dict]:
         files = [("image", ("image.png", as_png(image), "image/png")) for image in images]
@@ -123,6 +127,6 @@ def _pause(answer: httpx.Response) -> int:
 
 def _reason(answer: httpx.Response) -> str:
     try:
-        return answer.json()["error"]["message"]
+        return answer.json()["error"]
     except (ValueError, KeyError, TypeError):
         return answer.text[:200]

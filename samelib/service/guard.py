@@ -1,4 +1,4 @@
-"""What the service decides about each image of a request: answer, refuse, or ask for work first."""
+"""A Defence behind a queue, with the stamps of its proof of work."""
 
 import asyncio
 import secrets
@@ -7,133 +7,97 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from samelib.data.image_set import to_float
-from samelib.detectors.base import Detector
-from samelib.gateway import Policy
-from samelib.models.classifiers import Victim
-from samelib.service.batching import Batcher
-from samelib.stamps import Challenge, StampError, StampOffice, query_digest
-
-ANSWERED, REFUSED, CHALLENGED = "answered", "refused", "challenge"
-
-
-class BadStamp(StampError):
-    """A StampError that knows which image of the request it is about."""
-
-    def __init__(self, error: StampError, image: int | None):
-        super().__init__(error.reason, str(error))
-        self.image = image
+from samelib.gateway import Defence
+from samelib.service.batching import Batcher, QueueFull
+from samelib.service.intake import ApiError, Limits
+from samelib.service.stamps import Challenge, SpentFull, StampError, StampOffice, query_digest
 
 
 class Reply(NamedTuple):
-    """What becomes of one image: `kind` is one of the three above; what belongs to the other two is None.
+    """What becomes of one image.
 
     Attributes:
+        status: "answered", "refused" or "challenge"; what belongs to another status is None.
         probabilities: [K], of an answer.
-        challenge: text, of a challenge.
+        challenge: of a proof of work, and `bits`, its difficulty.
         p_value: the detector's, for the metrics; None where it did not look.
     """
 
-    kind: str
+    status: str
     probabilities: list[float] | None = None
     challenge: str | None = None
+    bits: int | None = None
     p_value: float | None = None
 
 
 class Guard:
-    """A victim behind its detector and response.
-
-    An image without a stamp is scored; the response decides by its p-value. One that comes with a good stamp is
-    answered without being scored again: its price was set when the challenge was given.
+    """Judges requests in batches; an image with a good stamp counts as paid: it is answered without being scored again.
 
     Args:
-        victim: what answers.
-        detector: what scores; None: nothing is scored.
-        response: see samelib.responses; None: everything is answered.
+        defence: victim, detector and response.
         office: gives out challenges and takes stamps; by default one whose secret dies with it.
-        most_images, capacity: see Batcher.
-
-    Raises:
-        ValueError: a response without a detector, or a detector that was fitted to other images or classes.
+        limits: of a batch, of the queue, and of the wait for an answer.
     """
 
-    def __init__(
-        self,
-        victim: Victim,
-        detector: Detector | None,
-        response: Policy | None,
-        office: StampOffice | None,
-        most_images: int,
-        capacity: int,
-    ):
-        if response is not None and detector is None:
-            raise ValueError("a response needs a detector that says which queries look strange")
-        if fitted_to := getattr(detector, "victim", None):
-            victim.require(fitted_to.image_shape, fitted_to.classes)
-        self.victim, self.detector, self.response = victim, detector, response
+    def __init__(self, defence: Defence, office: StampOffice | None, limits: Limits):
+        self._defence, self._seconds = defence, limits.answer_seconds
         self.office = office or StampOffice(secrets.token_bytes(32))
-        self.batcher = Batcher(self._work, most_images, capacity)
+        self.batcher = Batcher(self._judge, limits.images, limits.queue)
 
-    @torch.inference_mode()
-    def _work(self, images: Tensor, watched: Tensor) -> tuple[Tensor, Tensor]:
-        """Answers [N, K] and p-values [N] (NaN for images that are not watched), in the model's thread."""
-        x = to_float(images)
-        answers, p_values = self.victim(x), torch.full([len(x)], torch.nan)
-        if self.detector is not None and watched.any():
-            scores = self.detector.score(x[watched], answers[watched])
-            p_values[watched] = self.detector.p_values_of(scores).cpu().float()
-        return answers.cpu(), p_values
+    def _judge(self, images: Tensor, paid: Tensor) -> tuple[Tensor, ...]:
+        """Answers [N, K], p-values [N] (NaN where nothing was scored), refused [N] and bits [N], in the model's thread."""
+        verdict = self._defence.judge(images, paid)
+        p_values = torch.full([len(images)], torch.nan) if verdict.p_values is None else verdict.p_values
+        return tuple(part.cpu() for part in (verdict.answers, p_values, verdict.refused, verdict.bits))
 
     def warm_up(self) -> None:
-        """Runs the smallest and the largest batch once: the first user does not pay for what is loaded lazily."""
+        """Judges the smallest and the largest batch once: the first user does not pay for what is loaded lazily."""
         for count in (1, self.batcher.most_images):
-            self._work(torch.zeros(count, *self.victim.image_shape, dtype=torch.uint8), torch.ones(count).bool())
+            images = torch.zeros(count, *self._defence.victim.image_shape, dtype=torch.uint8)
+            self._judge(images, torch.zeros(count, dtype=torch.bool))
 
-    async def reply(self, images: Tensor, stamps: list[str | None], seconds: float) -> list[Reply]:
-        """What becomes of images uint8 [N, C, H, W] that came with these stamps; all stamps of a request are spent, or
-        none.
+    async def reply(self, images: Tensor, stamps: list[str]) -> list[Reply]:
+        """What becomes of images uint8 [N, C, H, W] that came with these stamps (empty where there was none).
 
         Raises:
-            BadStamp: a stamp is refused.
-            SpentFull, QueueFull: too much at once; nothing was spent.
-            TimeoutError: it took longer than `seconds`; nothing was spent.
+            ApiError: 403, 422, 429, 503 or 504. All stamps of a request are spent, or none: then and only then it is
+                answered.
         """
-        stamped = torch.tensor([stamp is not None for stamp in stamps])
-        challenges = await asyncio.to_thread(self._check, images, stamps) if stamped.any() else []
-        async with asyncio.timeout(seconds):
-            answers, p_values = await self.batcher.compute(images, ~stamped)
-        if challenges:
-            await asyncio.to_thread(self._spend, challenges)
-        return self._decided(images, stamped, answers, p_values)
+        if stamps and len(stamps) != len(images):
+            words = f"{len(images)} images came with {len(stamps)} stamps; send one for each, or none"
+            raise ApiError(422, "stamps", words)
+        stamps = stamps or [""] * len(images)
+        try:
+            challenges = await asyncio.to_thread(self._check, images, stamps) if any(stamps) else []
+            async with asyncio.timeout(self._seconds):
+                rows = await self.batcher.submit(images, torch.tensor([bool(stamp) for stamp in stamps]))
+            if challenges:
+                await asyncio.to_thread(self.office.spend, challenges)
+        except StampError as error:
+            raise ApiError(403, error.reason, str(error)) from error
+        except QueueFull as error:
+            raise ApiError(429, "busy", "too many images are waiting; try again later", retry_after=1) from error
+        except SpentFull as error:
+            raise ApiError(503, "stamps_full", "too many stamps were spent; try again later", retry_after=60) from error
+        except TimeoutError as error:
+            raise ApiError(504, "timeout", "the answer took too long; nothing was spent", retry_after=1) from error
+        return [self._reply(*row) for row in zip(images, *rows, strict=True)]
 
-    def _check(self, images: Tensor, stamps: list[str | None]) -> list[Challenge]:
+    def _check(self, images: Tensor, stamps: list[str]) -> list[Challenge]:
         challenges = []
-        for place, (image, stamp) in enumerate(zip(images, stamps, strict=True)):
-            if stamp is not None:
+        for index, (image, stamp) in enumerate(zip(images, stamps, strict=True)):
+            if stamp:
                 try:
                     challenges.append(self.office.check(stamp, query_digest(image)))
                 except StampError as error:
-                    raise BadStamp(error, place) from error
+                    raise ApiError(403, error.reason, str(error), index) from error
         return challenges
 
-    def _spend(self, challenges: list[Challenge]) -> None:
-        try:
-            self.office.spend(challenges)
-        except StampError as error:
-            raise BadStamp(error, None) from error
-
-    def _decided(self, images: Tensor, stamped: Tensor, answers: Tensor, p_values: Tensor) -> list[Reply]:
-        refused, bits = torch.zeros(len(images)).bool(), torch.zeros(len(images), dtype=torch.int64)
-        if self.response is not None and not stamped.all():
-            refused[~stamped], bits[~stamped] = self.response.decide(p_values[~stamped])
-        replies = []
-        for place, p_value in enumerate(p_values.tolist()):
-            seen = None if p_value != p_value else p_value
-            if refused[place]:
-                replies.append(Reply(REFUSED, p_value=seen))
-            elif bits[place]:
-                challenge = self.office.issue(query_digest(images[place]), int(bits[place]))
-                replies.append(Reply(CHALLENGED, challenge=challenge, p_value=seen))
-            else:
-                replies.append(Reply(ANSWERED, answers[place].tolist(), p_value=seen))
-        return replies
+    def _reply(self, image: Tensor, answer: Tensor, p_value: Tensor, refused: Tensor, bits: Tensor) -> Reply:
+        seen = None if p_value.isnan() else float(p_value)
+        if refused:
+            return Reply("refused", p_value=seen)
+        if bits:
+            challenge = self.office.issue(query_digest(image), int(bits))
+            return Reply("challenge", challenge=challenge, bits=int(bits), p_value=seen)
+        return Reply("answered", answer.tolist(), p_value=seen)

@@ -1,6 +1,6 @@
-"""uvicorn with what it leaves to others: a deadline for headers, and a way to run inside a notebook."""
+"""uvicorn, for a command and for the inside of a notebook. It leaves slow headers to a reverse proxy (book/defend.md)."""
 
-import asyncio
+import logging
 import signal
 import socket
 import sys
@@ -11,46 +11,8 @@ from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 STOP_SECONDS = 30  # in which accepted requests are answered when the service stops
-
-
-class DeadlineProtocol(H11Protocol):
-    """Closes a connection whose headers do not arrive in time; uvicorn itself waits for ever."""
-
-    header_seconds = 10.0
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport) -> None:
-        super().connection_made(transport)
-        self._arm()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.cycle is None or self.cycle.response_complete:  # these bytes were no whole header
-            self._arm()
-        else:
-            self._disarm()
-
-    def connection_lost(self, exc) -> None:
-        self._disarm()
-        super().connection_lost(exc)
-
-    def _arm(self) -> None:
-        if self._deadline is None:
-            self._deadline = self.loop.call_later(self.header_seconds, self._too_slow)
-
-    def _disarm(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _too_slow(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.write(_TOO_SLOW)
-            self.transport.close()
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -82,24 +44,23 @@ def url_of(bound: socket.socket) -> str:
 
 def make_server(app: FastAPI) -> uvicorn.Server:
     """The server of an app made by `create_app`, with its limits. It writes no access log: paths come from clients."""
-    limits = app.state.limits
-    protocol = type("Protocol", (DeadlineProtocol,), {"header_seconds": limits.header_seconds})
     config = uvicorn.Config(
         app,
-        http=protocol,
+        http="h11",  # refuses headers beyond 64 KiB
         ws="none",
         lifespan="on",
         log_level="warning",
         access_log=False,
         server_header=False,
-        limit_concurrency=limits.connections,
+        limit_concurrency=app.state.limits.connections,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
     return uvicorn.Server(config)
 
 
 def serve(app: FastAPI, bound: socket.socket) -> None:
-    """Serves until SIGINT or SIGTERM, then answers what it accepted and exits with 0."""
+    """Serves until SIGINT or SIGTERM, then answers what it accepted and exits with 0. The process should be its own."""
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every character that a client got wrong
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))  # uvicorn raises the signal once more after its stop
     make_server(app).run(sockets=[bound])

@@ -1,33 +1,30 @@
 """Proof of work: signed challenges, each bound to one query and good once, and the stamps that answer them.
 
-A challenge is a line of text: base64 of (version, bits, expiry, nonce, digest of the query) and of its HMAC-SHA256. A
-stamp is the challenge, a dot and a number, chosen such that SHA-256 of the whole line begins with `bits` zero bits. The
-service keeps nothing for a challenge that it gave out; of stamps it remembers the nonces, until they expire.
+A challenge is a line of text, `BITS.EXPIRES.NONCE.QUERY.SIGNATURE`: the difficulty, milliseconds since 1970, 16 random
+bytes and the digest of the query in hexadecimal, and the HMAC-SHA256 of all that. A stamp is the challenge, a dot and a
+decimal number, chosen such that SHA-256 of the whole line begins with BITS zero bits. The service keeps nothing for a
+challenge that it gave out; of stamps it remembers the nonces, until they expire.
 (Hashcash, Back 2002; for model extraction Dziedzic et al. 2022, the paper's reference for its proof of work.)
 """
 
-import base64
-import binascii
 import hashlib
-import hmac
 import itertools
 import re
 import secrets
 import sqlite3
-import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from itsdangerous import BadSignature, Signer
 from torch import Tensor
 
-VERSION = 1
-_PAYLOAD = struct.Struct(">BBQ16s32s")  # version, bits, expiry in milliseconds since 1970, nonce, digest of the query
-_STAMP = re.compile(r"([A-Za-z0-9_-]{120})\.([0-9]{1,20})", re.ASCII)
-STAMP_LENGTH = 141  # characters at most
+_CHALLENGE = re.compile(r"([0-9]{1,3})\.([0-9]{1,16})\.([0-9a-f]{32})\.([0-9a-f]{64})\.[A-Za-z0-9_-]{43}", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,20}", re.ASCII)
 SMALLEST_SECRET = 16  # bytes
+GRACE = 60_000  # milliseconds: how far the clocks of processes that share a file of spent stamps may differ
 
 
 class StampError(ValueError):
@@ -70,14 +67,11 @@ def read_challenge(text: str) -> Challenge:
     Raises:
         StampError: malformed.
     """
-    try:
-        raw = base64.b64decode(text, altchars=b"-_", validate=True)
-        version, bits, expires, nonce, query = _PAYLOAD.unpack(raw[: _PAYLOAD.size])
-    except (binascii.Error, struct.error, ValueError) as error:
-        raise StampError("malformed", "this is no challenge; send back the text that the service gave") from error
-    if version != VERSION:
-        raise StampError("malformed", f"a challenge of version {version}, this samelib knows {VERSION}")
-    return Challenge(bits, expires, nonce, query)
+    parts = _CHALLENGE.fullmatch(text)
+    if not parts:
+        raise StampError("malformed", "this is no challenge; send back the text that the service gave")
+    bits, expires, nonce, query = parts.groups()
+    return Challenge(int(bits), int(expires), bytes.fromhex(nonce), bytes.fromhex(query))
 
 
 def zero_bits(digest: bytes) -> int:
@@ -110,7 +104,7 @@ class SpentStamps:
 
     Args:
         path: the file; None keeps them in memory, for a service whose secret dies with it.
-        most: how many unexpired stamps are remembered, about 100 bytes each.
+        most: how many stamps are remembered, about 100 bytes each.
 
     Raises:
         ValueError: the file cannot be opened, or holds something else.
@@ -126,13 +120,6 @@ class SpentStamps:
                 "CREATE TABLE IF NOT EXISTS spent (nonce BLOB PRIMARY KEY, expires INTEGER NOT NULL) WITHOUT ROWID"
             )
             self._db.execute("CREATE INDEX IF NOT EXISTS by_expiry ON spent (expires)")
-            # In the file, not in the process: several processes may share it, and counting a million rows takes a while.
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS state (stamps INTEGER NOT NULL, forgotten_until INTEGER NOT NULL)"
-            )
-            self._db.execute(
-                "INSERT INTO state SELECT (SELECT count(*) FROM spent), 0 WHERE NOT EXISTS (SELECT 1 FROM state)"
-            )
         except sqlite3.Error as error:
             raise ValueError(
                 f"{path} cannot hold the spent stamps ({error}); name a new file in a writable folder"
@@ -140,7 +127,7 @@ class SpentStamps:
 
     def __len__(self) -> int:
         with self._lock:
-            return self._db.execute("SELECT stamps FROM state").fetchone()[0]
+            return self._db.execute("SELECT count(*) FROM spent").fetchone()[0]
 
     def holds(self, challenge: Challenge) -> bool:
         with self._lock:
@@ -150,27 +137,24 @@ class SpentStamps:
         """Remembers all of them or, if one was spent before, none.
 
         Args:
-            now: milliseconds since 1970; what expired before is forgotten.
+            now: milliseconds since 1970; what expired `GRACE` before is forgotten.
 
         Raises:
             StampError: one is spent, is there twice, or expired while it waited: whether it was spent may be forgotten.
             SpentFull: there is no place for so many.
         """
+        if any(challenge.expires <= now for challenge in challenges):
+            raise StampError("expired", "this stamp expired while it waited; ask for a new challenge")
         with self._lock, self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            count, forgotten_until = self._db.execute("SELECT * FROM state").fetchone()
-            now = max(now, forgotten_until)
-            if any(challenge.expires <= now for challenge in challenges):
-                raise StampError("expired", "this stamp expired while it waited; ask for a new challenge")
-            count += len(challenges) - self._db.execute("DELETE FROM spent WHERE expires <= ?", [now]).rowcount
-            if count > self.most:
-                raise SpentFull(f"{self.most:,} stamps are spent and not yet expired")
+            self._db.execute("DELETE FROM spent WHERE expires <= ?", [now - GRACE])
             try:
                 rows = [(challenge.nonce, challenge.expires) for challenge in challenges]
                 self._db.executemany("INSERT INTO spent VALUES (?, ?)", rows)
             except sqlite3.IntegrityError as error:
                 raise StampError("spent", "this stamp was spent before; ask for a new challenge") from error
-            self._db.execute("UPDATE state SET stamps = ?, forgotten_until = ?", [count, now])
+            if self._db.execute("SELECT count(*) FROM spent").fetchone()[0] > self.most:
+                raise SpentFull(f"{self.most:,} stamps are spent and not yet forgotten")
 
     def close(self) -> None:
         self._db.close()
@@ -181,7 +165,7 @@ class StampOffice:
 
     Args:
         secret: the key of the signature, 16 bytes or more; whoever knows it can forge challenges.
-        lifetime: seconds until a challenge expires; its stamp is remembered no longer.
+        lifetime: seconds until a challenge expires; its stamp is remembered about as long.
         spent: see SpentStamps.
         clock: seconds since 1970.
 
@@ -200,20 +184,17 @@ class StampOffice:
             raise ValueError(f"the secret has {len(secret)} bytes, it needs {SMALLEST_SECRET} or more")
         if not 0 < lifetime < 86_400:
             raise ValueError(f"a challenge lives more than 0 seconds and less than a day, got {lifetime}")
-        self._secret, self.lifetime, self._clock = secret, lifetime, clock
+        self._signer = Signer(secret, "samelib.challenge", key_derivation="hmac", digest_method=hashlib.sha256)
+        self.lifetime, self._clock = lifetime, clock
         self.spent = SpentStamps() if spent is None else spent
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
 
-    def _sign(self, payload: bytes) -> bytes:
-        return hmac.digest(self._secret, payload, "sha256")
-
     def issue(self, query: bytes, bits: int) -> str:
         """A new challenge of that difficulty for the query of that digest."""
         expires = self._now() + int(self.lifetime * 1000)
-        payload = _PAYLOAD.pack(VERSION, bits, expires, secrets.token_bytes(16), query)
-        return base64.urlsafe_b64encode(payload + self._sign(payload)).decode()
+        return self._signer.sign(f"{bits}.{expires}.{secrets.token_hex(16)}.{query.hex()}").decode()
 
     def check(self, stamp: str, query: bytes) -> Challenge:
         """The challenge that a stamp answers, if it is good for this query; it is not spent by that.
@@ -221,15 +202,17 @@ class StampOffice:
         Raises:
             StampError: it is malformed, forged, expired, made for another query, not solved, or spent.
         """
-        found = _STAMP.fullmatch(stamp)
-        if not found:
+        text, _, number = stamp.rpartition(".")
+        challenge = read_challenge(text)
+        if not _NUMBER.fullmatch(number):
             raise StampError("malformed", "this is no stamp; it is the challenge, a dot and a number")
-        challenge, raw = read_challenge(found[1]), base64.urlsafe_b64decode(found[1])
-        if not hmac.compare_digest(self._sign(raw[: _PAYLOAD.size]), raw[_PAYLOAD.size :]):
-            raise StampError("forged", "this service did not sign this challenge; ask for a new one")
+        try:
+            self._signer.unsign(text)
+        except BadSignature as error:
+            raise StampError("forged", "this service did not sign this challenge; ask for a new one") from error
         if challenge.expires <= self._now():
             raise StampError("expired", f"a challenge is good for {self.lifetime:g} seconds; ask for a new one")
-        if not hmac.compare_digest(challenge.query, query):
+        if challenge.query != query:
             raise StampError("mismatched", "this stamp was made for another query; each query needs its own")
         if zero_bits(hashlib.sha256(stamp.encode()).digest()) < challenge.bits:
             raise StampError("unsolved", f"SHA-256 of a stamp must begin with {challenge.bits} zero bits")
@@ -242,6 +225,6 @@ class StampOffice:
 
         Raises:
             StampError: one was spent meanwhile, or expired.
-            SpentFull: too many are spent and not yet expired.
+            SpentFull: too many are remembered.
         """
         self.spent.add(challenges, self._now())
