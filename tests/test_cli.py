@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY_SAME, TINY_TRAIN
 from PIL import Image
 
 from samelib import cli
 from samelib.detectors.same import SameDetector
 from samelib.models.classifiers import Victim
+from samelib.presets import preset
 from samelib.responses import ProofOfWork
 from samelib.service.app import create_app
 from samelib.service.server import running
@@ -44,8 +46,10 @@ def test_data_shows_six_sets_and_draws_them(tmp_path, capsys):
 
 @pytest.fixture
 def small_group(group, monkeypatch):
-    """Every group is the tests' own: a tenth of the smoke tier's."""
-    monkeypatch.setattr(cli, "load_group", lambda *_, **__: replace(group, tier="smoke"))
+    """Every group is the tests' own, a tenth of the smoke tier's, and trainings are as short."""
+    monkeypatch.setattr(cli, "load_group", lambda *_, **__: group)
+    short = {"victim_train": TINY_TRAIN, "substitute_train": TINY_TRAIN, "round_train": TINY_TRAIN, "same": TINY_SAME}
+    monkeypatch.setattr(cli, "preset", lambda *words: replace(preset(*words), **short))
 
 
 def test_fit_score_and_cache(tmp_path, capsys, small_group):
