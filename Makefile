@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 # --no-compile: Python compiles the modules it meets; compiling all of PyTorch first would take longer.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 READY := $(VENV)/.ready
+# Where bytecode may not be written, every process would compile the same three thousand modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help book test lint env clean
 
@@ -16,26 +18,29 @@ help: ## this list
 	@echo "usage: make TARGET [VARIABLE=VALUE ...]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
 	@echo "variables of book: DATA=$(DATA) (glyphs shapes mnist cifar10)  TIER=$(TIER) (smoke lecture paper)  SEED=$(SEED)"
+	@echo "  JOBS=N runs N notebooks at a time (default: one for each core; on one GPU choose few)"
 	@echo "PYTHON=$(PYTHON) makes the environment; SAMELIB_DATA=PATH is a folder that already has mnist or cifar10"
 
 book: $(READY) ## run the notebooks, build the book and say where its first page is
-	@$(BIN)/python book/build.py --tier "$(TIER)" --data "$(DATA)" --seed "$(SEED)"
+	@$(BIN)/python book/build.py --tier "$(TIER)" --data "$(DATA)" --seed "$(SEED)" $(if $(JOBS),--jobs "$(JOBS)")
 
 # One process a core with one thread each: small models gain little from a second thread.
 test: lint ## lint, unit tests, every notebook at smoke tier, the book built and its pages checked
 	@echo "Testing: the book of the smoke tier will be in $(CURDIR)/_build/smoke-glyphs/html/"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-lint: $(READY) ## check style
+lint: $(READY) ## check style, the arrows between the packages, and the workflows
 	@echo "Linting"
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/lint-imports --no-cache --no-logo
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 env: $(READY) ## only make the environment
 
 # The stamp is newer than what decides the environment, or the environment is brought up to date. An interrupted
 # installation leaves no stamp.
-$(READY): requirements.txt pyproject.toml setup.py
+$(READY): requirements.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) here; name a Python >= 3.11: make PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $$($(PYTHON) --version) is too old; name a Python >= 3.11: make PYTHON=..."; exit 1; }

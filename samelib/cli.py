@@ -1,157 +1,379 @@
-"""The command line: samelib data | fit | score | attack | serve | reproduce | cache."""
+"""The command line: samelib data | fit | score | attack | serve | cache."""
 
-import argparse
+import csv
+import os
+import secrets
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
 
-from samelib import __version__, commands
-from samelib.artifacts import ArtifactError
+import click
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from samelib import __version__
+from samelib.attacks import ATTACKS, AttackResult, make_attack
 from samelib.attacks.jbda import DIRECTIONS
 from samelib.attacks.knockoff import REWARDS
-from samelib.data.groups import SIZES
+from samelib.data.groups import SIZES, load_group
 from samelib.data.image_set import OutOfRangeWarning
-from samelib.data.real import DataError, cifar100_superclasses
-from samelib.experiments import grid
-from samelib.experiments.cells import TARGETS
-from samelib.experiments.run import ATTACKS
+from samelib.data.real import DataError, cifar100_superclasses, from_npz, list_images, read_image
+from samelib.detectors.base import check_fpr
+from samelib.detectors.same import SameDetector
+from samelib.gateway import Gateway, QueryGateway
+from samelib.metrics import accuracy, binomial_interval
+from samelib.models.classifiers import Victim
+from samelib.plots import image_rows
+from samelib.presets import evaluation, preset, train_victim
+from samelib.responses import ProofOfWork, Reject
+from samelib.store import ArtifactStore, load_folder
+from samelib.training import best_device
 
-GROUP_HELP = "glyphs or shapes (embedded, no download), mnist, cifar10, or path:FOLDER / path:FILE.npz of your own"
-TIER_HELP = "how much data and training: smoke (seconds), lecture (minutes on two cores), paper (a GPU)"
-
-
-def superclasses(text: str) -> list[int]:
-    """The command line's "0,0,1,..." or "cifar100"."""
-    return cifar100_superclasses() if text == "cifar100" else [int(number) for number in text.split(",")]
-
-
-ATTACK_OPTIONS = {
-    "labels": {"choices": ("soft", "hard"), "help": "train on probabilities (default) or on the class named alone"},
-    "reward": {"choices": (*REWARDS, "all"), "help": "what the bandit is paid for (default: all)"},
-    "superclasses": {"type": superclasses, "metavar": "N,N,...", "help": "for each proxy class its superclass, or cifar100: a tree of bandits"},
-    "step": {"type": float, "help": "how far a pixel moves in a round (default: 0.1)"},
-    "step_range": {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH"),
-                   "help": "range of pixel values in which the step is meant (default: -1 1)"},
-    "direction": {"choices": DIRECTIONS, "help": "raise (+, default) or lower (-) the victim's class, or raise another"},
-    "reservoir": {"type": int, "help": "the most new images a round (default: no limit)"},
-    "epsilon": {"type": float, "help": "length of a forward difference"},
-    "directions": {"type": int, "help": "random directions of a gradient estimate"},
-    "student_steps": {"type": int, "help": "steps of the substitute for each of the generator"},
-}  # fmt: skip
-OPTIONS_OF = {
-    "noise": ("labels",),
-    "knockoff": ("labels",),
-    "adaptive-knockoff": ("labels", "reward", "superclasses"),
-    "jbda": ("labels", "step", "step_range", "direction", "reservoir"),
-    "dfme": ("epsilon", "directions", "student_steps"),
+CHUNK = 1024  # images read and scored together
+COLUMNS = ("image", "score", "reconstruction_error", "deviation", "p_value", "flagged", "error")
+ATTACK_OPTIONS = {  # the others are refused: who gives one expects it to matter
+    "noise": {"labels"},
+    "knockoff": {"labels", "proxy"},
+    "adaptive-knockoff": {"labels", "proxy", "reward", "superclasses"},
+    "jbda": {"labels", "step", "step_range", "direction", "reservoir"},
+    "dfme": {"epsilon", "directions", "student_steps"},
+}
+RESPONSE_OPTIONS = {
+    "reject": {"fpr"},
+    "proof-of-work": {"base_bits", "most_bits", "stamps"},
+    "watch": set(),
+    "off": set(),
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="samelib",
-        description="Detects model extraction queries with SAME: reconstruction error plus deviation of predictions.",
-        epilog="A first round: samelib fit my-detector --tier smoke; samelib score my-detector FOLDER_OF_IMAGES",
+class Commands(click.Group):
+    """Commands that end in one line where they cannot do what they were asked."""
+
+    def invoke(self, context: click.Context):
+        warnings.simplefilter("once", OutOfRangeWarning)
+        try:
+            return super().invoke(context)
+        except click.exceptions.Exit:  # a RuntimeError that means success
+            raise
+        except (RuntimeError, ValueError, ArithmeticError, OSError) as error:
+            sys.exit(f"samelib: {error}")
+        except KeyboardInterrupt:
+            sys.exit("samelib: stopped; the training of a victim or detector goes on from its last checkpoint")
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"show_default": True, "max_content_width": 110},
+    epilog="A first round: samelib fit my-detector --tier smoke; samelib score my-detector FOLDER_OF_IMAGES",
+)
+@click.version_option(__version__, message="samelib %(version)s")
+def samelib() -> None:
+    """Detects model extraction queries with SAME: reconstruction error plus deviation of predictions."""
+
+
+def new_folder(name: str) -> Path:
+    if Path(name).exists():
+        raise FileExistsError(f"{name} exists; remove it or choose another name")
+    return Path(name)
+
+
+def superclasses(text: str) -> list[int]:
+    return cifar100_superclasses() if text == "cifar100" else [int(number) for number in text.split(",")]
+
+
+OWN_GROUP = "glyphs or shapes (embedded), mnist, cifar10, or path:FOLDER / path:FILE.npz of your own."
+HOW_MUCH = "How much data and training: seconds, minutes on two cores, or a GPU's work."
+data_option = click.option("--data", default="glyphs", help=OWN_GROUP)
+tier_option = click.option("--tier", type=click.Choice(list(SIZES)), default="lecture", help=HOW_MUCH)
+seed_option = click.option("--seed", default=0, help="Of weights, order, masks and queries.")
+detector_argument = click.argument("detector", type=Path)
+
+
+@samelib.command()
+@data_option
+@tier_option
+@click.option("--proxy", help="path:... to use as the attacker's proxy set.")
+@click.option("--outliers", help="path:... to use as the baselines' outlier set.")
+@click.option("--sheet", metavar="FILE.png", help="Draw a contact sheet of all six sets.")
+def data(data: str, tier: str, proxy: str | None, outliers: str | None, sheet: str | None) -> None:
+    """Show the six disjoint sets of a group."""
+    group = load_group(data, tier, proxy=proxy, outliers=outliers)
+    for name, images in group.sets().items():
+        shape = " x ".join(map(str, images.image_shape))
+        print(f"{name:13} {len(images):7,} images {shape:12} {len(images.classes):4} classes  {images.name}")
+    print(f"fingerprint   {group.fingerprint}")
+    if sheet:
+        image_rows({name: images.images[:12] for name, images in group.sets().items()}).savefig(sheet)
+        print(f"contact sheet {sheet}")
+
+
+@samelib.command()
+@click.argument("detector", type=new_folder)
+@data_option
+@tier_option
+@seed_option
+@click.option("--fpr", default=0.05, help="Share of benign queries to flag.")
+def fit(detector: Path, data: str, tier: str, seed: int, fpr: float) -> None:
+    """Train a victim and its detector.
+
+    Trains a victim, the masked autoencoder and the auxiliary model (or takes them from the cache), calibrates the
+    threshold on held-out benign images, and writes all of it as the folder DETECTOR.
+    """
+    group = load_group(data, tier, device=best_device())
+    settings = preset(tier, group.image_shape)
+    check_fpr(fpr, len(group.calibration) // 2)  # before the victim is trained; the other half gives the scale
+    victim, benign = train_victim(group, settings, seed), group.benign_test
+    correct = accuracy(victim(benign.pixels()), benign.labels)
+    print(f"victim: {settings.architecture}, accuracy {correct:.1%} on {len(benign):,} held-out images")
+    same = SameDetector(settings.same, seed).fit(group.victim_train, group.calibration, victim, fpr=fpr)
+    same.save(detector)
+    flagged = int(same.flag(benign.pixels()).sum())
+    low, high = (100 * bound for bound in binomial_interval(flagged, len(benign)))
+    print(f"benign images flagged: {100 * flagged / len(benign):.2g} %, 95 % interval {low:.2g} to {high:.2g} ", end="")
+    print(f"(calibrated to {100 * fpr:g} %)\ndetector: {detector}\nnext: samelib score {detector} IMAGES")
+
+
+@samelib.command()
+@detector_argument
+@click.argument("images", type=Path)
+@click.option("--output", type=click.File("w"), default="-", metavar="FILE.csv", help="Where to write the table.")
+def score(detector: Path, images: Path, output) -> None:
+    """Score images with a saved detector.
+
+    IMAGES is an image, a folder of them (resized to fit) or an .npz file, DETECTOR a folder written by samelib fit. Writes one CSV row an image: score (higher = more suspicious), its two terms, the conformal p-value (small = few
+    benign images look as strange) and whether it is flagged. Of a file that cannot be read the row says why, and the
+    exit status is 1.
+    """
+    same = SameDetector.load(detector, device=best_device())
+    table = csv.DictWriter(output, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    count = flagged = unreadable = 0
+    stream = tqdm(read_images(images, same.image_shape), unit="image", disable=not sys.stderr.isatty())
+    while chunk := list(islice(stream, CHUNK)):
+        rows = iter(score_rows(same, [image for _, image in chunk if torch.is_tensor(image)]))
+        for name, image in chunk:
+            row = next(rows) if torch.is_tensor(image) else {"error": image}
+            table.writerow({"image": name} | row)
+            count, flagged, unreadable = count + 1, flagged + row.get("flagged", 0), unreadable + ("error" in row)
+    print(f"{flagged:,} of {count - unreadable:,} images flagged at {same.fpr:.1%}", file=sys.stderr)
+    if unreadable:
+        sys.exit(f"samelib: {unreadable:,} of {count:,} images cannot be read; the column error says why")
+
+
+def read_images(path: Path, image_shape: tuple[int, int, int]) -> Iterator[tuple[str, Tensor | DataError]]:
+    """(name, uint8 [C, H, W]) of each image of a file, a folder or an .npz; in place of an unreadable one its error."""
+    if path.suffix == ".npz":
+        yield from ((f"{path.name}[{i}]", image) for i, image in enumerate(from_npz(path, path.stem).images))
+        return
+    for file in list_images(path) if path.is_dir() else [path]:
+        try:
+            yield str(file), torch.from_numpy(read_image(file, image_shape))
+        except DataError as error:
+            yield str(file), error
+
+
+def score_rows(detector: SameDetector, images: list[Tensor]) -> list[dict]:
+    """What the table says of images uint8 [C, H, W]."""
+    if not images:
+        return []
+    terms = detector.terms(torch.stack(images))
+    scores = detector.combine(terms)
+    numbers = torch.stack([scores, *terms, detector.p_values_of(scores)], dim=1)
+    rows = [dict(zip(COLUMNS[1:], (f"{number:.6g}" for number in row), strict=False)) for row in numbers.tolist()]
+    return [row | {"flagged": int(flag)} for row, flag in zip(rows, scores > detector.threshold, strict=True)]
+
+
+@samelib.command(epilog="\n\n".join(f"{name}: {kind.__doc__.splitlines()[0]}" for name, kind in ATTACKS.items()))
+@click.argument("attack", type=click.Choice(list(ATTACKS)))
+@click.argument("folder", type=new_folder)
+@data_option
+@tier_option
+@click.option(
+    "--victim",
+    type=Path,
+    metavar="FOLDER",
+    help="Of a detector (it then watches), or of a substitute; without it the group's own.",
+)
+@click.option("--url", help="A live service to attack; --victim then only measures the copy.")
+@click.option("--budget", type=int, help="Queries to spend; by default the tier's larger budget.")
+@seed_option
+@click.option("--labels", type=click.Choice(["soft", "hard"]), help="All but dfme: learn probabilities, or the class.")
+@click.option("--proxy", help="knockoff, adaptive-knockoff: path:... to use in place of the group's proxy set.")
+@click.option("--reward", type=click.Choice([*REWARDS, "all"]), help="adaptive-knockoff: what the bandit is paid for.")
+@click.option(
+    "--superclasses",
+    type=superclasses,
+    metavar="N,N,...",
+    help="adaptive-knockoff: for each proxy class its superclass, or cifar100: a tree of bandits.",
+)
+@click.option("--step", type=float, help="jbda: how far a pixel moves in a round.")
+@click.option("--step-range", type=(float, float), help="jbda: the range of pixels in which the step is meant.")
+@click.option("--direction", type=click.Choice(DIRECTIONS), help="jbda: raise or lower the class, or raise another.")
+@click.option("--reservoir", type=int, help="jbda: the most new images a round.")
+@click.option("--epsilon", type=float, help="dfme: length of a forward difference.")
+@click.option("--directions", type=int, help="dfme: random directions of a gradient estimate.")
+@click.option("--student-steps", type=int, help="dfme: steps of the substitute for each of the generator.")
+def attack(
+    attack, folder: Path, data, tier, victim: Path | None, url, budget: int | None, seed: int, **options
+) -> None:
+    """Steal a model; save the query log and the copy.
+
+    Attacks a group's own victim, a saved one or a live service, and writes into FOLDER: queries.npz (images, answers, and
+    scores where a detector watched), and the substitute. The attacker's proxy and seed images are those of the group.
+    """
+    options = used_options(attack, ATTACK_OPTIONS, options)
+    group = load_group(data, tier, proxy=options.pop("proxy", None), device=best_device())
+    settings = preset(tier, group.image_shape)
+    attacker = make_attack(attack, group, settings, seed, **options)
+    budget = settings.budgets[1] if budget is None else budget
+    attacker.check_budget(budget)  # before a victim is trained for it
+
+    owned, detector = load_victim(victim) if victim else (None, None)
+    if not url:
+        owned = owned or train_victim(group, settings, seed)
+    gateway = remote_gateway(url, budget) if url else QueryGateway(owned, budget, detector)
+    for source in filter(None, (gateway, owned)):
+        if (source.image_shape, source.classes) != (group.image_shape, group.classes):
+            raise ValueError(
+                f"the victim takes images {source.image_shape} and names {source.classes} classes, {data} has "
+                f"{group.image_shape} and {group.classes}; choose its --data"
+            )
+    try:
+        result = attacker.run(gateway, evaluation(owned, group.benign_test) if owned else None)
+    finally:
+        if gateway.spent:  # whatever happened: answered queries were paid for
+            gateway.log.save(folder / "queries.npz")
+            print(f"query log: {folder / 'queries.npz'}, {gateway.spent:,} queries")
+    measured = result.curve[-1] if result.curve else {}
+    Victim.of(result.substitute, group.image_shape, group.classes, settings.architecture).save(
+        folder / "substitute", attack=attack, seed=seed, data=group.fingerprint, **measured
     )
-    top.add_argument("--version", action="version", version=f"samelib {__version__}")
-    subcommands = top.add_subparsers(required=True, metavar="COMMAND")
+    print(f"substitute: {folder / 'substitute'}")
+    print_result(result, gateway, detector)
 
-    def command(run, help, description, **more):
-        made = subcommands.add_parser(run.__name__, help=help, description=description, **more)
-        made.set_defaults(run=run)
-        return made
 
-    def group_options(made):
-        made.add_argument("--data", default="glyphs", help=GROUP_HELP + " (default: glyphs)")
-        made.add_argument("--tier", choices=SIZES, default="lecture", help=TIER_HELP + " (default: lecture)")
-        made.add_argument("--proxy", help="path:... to use as the attacker's proxy set")
-        made.add_argument("--outliers", help="path:... to use as the baselines' outlier set")
+def print_result(result: AttackResult, gateway: Gateway, detector: SameDetector | None) -> None:
+    """What the attack was worth, and what the service made of it."""
+    for measured in result.curve[-1:]:
+        print(f"accuracy {measured['accuracy']:.1%}, fidelity {measured['fidelity']:.1%}")
+    if result.stopped:
+        print(f"stopped after {result.queries:,} of {gateway.budget:,} queries: {result.stopped}")
+    print(f"answered: {result.answered:,}, refused: {result.queries - result.answered:,}", end="")
+    print(f", hashes: {int(gateway.log.hashes.sum()):,}" if hasattr(gateway.log, "hashes") else "")
+    if detector and hasattr(gateway.log, "scores"):
+        flagged = float((gateway.log.scores > detector.threshold).float().mean())
+        print(f"queries flagged: {flagged:.1%} (benign ones: {detector.fpr:.1%} by calibration)")
+    else:
+        print("next: samelib score DETECTOR FOLDER/queries.npz")
 
-    made = command(
-        commands.data, "show a group of data sets", "Loads a group, shows its six disjoint sets and what they hold."
-    )
-    group_options(made)
-    made.add_argument("--sheet", metavar="FILE.png", help="draw a contact sheet of all six sets")
 
-    made = command(commands.fit, "train victim and detector, save the detector",
-                   "Trains a victim, the masked autoencoder and the auxiliary model (or takes them from the cache), "
-                   "calibrates the threshold on held-out benign images and saves all of it as one folder.")  # fmt: skip
-    made.add_argument("detector", metavar="DETECTOR", help="the folder to write")
-    group_options(made)
-    made.add_argument("--seed", type=int, default=0, help="of weights, order and masks (default: 0)")
-    made.add_argument("--protocol", choices=("fixed", "author_code"), default="fixed",
-                      help="what the paper says, done soundly, or what its released code does (default: fixed)")  # fmt: skip
-    made.add_argument("--fpr", type=float, default=0.05, help="share of benign queries to flag (default: 0.05)")
+def remote_gateway(url: str, budget: int) -> Gateway:
+    with extra("attack --url"):
+        from samelib.service.client import RemoteGateway
+    return RemoteGateway(url, budget)
 
-    made = command(commands.score, "score images with a saved detector",
-                   "Writes one CSV row an image: score (higher = more suspicious), its two terms, the conformal p-value "
-                   "(small = few benign images look as strange) and whether it is flagged.")  # fmt: skip
-    made.add_argument("detector", metavar="DETECTOR", help="a folder written by samelib fit")
-    made.add_argument("images", metavar="IMAGES", help="an image, a folder of images (resized to fit), or an .npz file")
-    made.add_argument("--output", metavar="FILE.csv", help="where to write the table (default: standard output)")
 
-    made = command(commands.attack, "steal a model, save the query log and the copy",
-                   "Runs an attack against a saved victim or a group's own, and writes a folder: queries.npz (images, "
-                   "answers, and scores where a detector watched), and the substitute as safetensors. The attacker's "
-                   "proxy and seed images are those of the group.",
-                   epilog="samelib attack jbda --help shows the options of one attack")  # fmt: skip
-    attacks = made.add_subparsers(dest="attack", required=True, metavar="ATTACK")
-    for name, kind in ATTACKS.items():
-        first_line = kind.__doc__.splitlines()[0]
-        made = attacks.add_parser(name, help=first_line, description=first_line)
-        made.add_argument("output", metavar="FOLDER", help="the folder to write")
-        group_options(made)
-        made.add_argument("--victim", metavar="FOLDER", help="a detector's folder (it then watches), or a substitute's")
-        made.add_argument("--budget", type=int, help="queries to spend (default: the tier's larger budget)")
-        made.add_argument("--seed", type=int, default=0, help="of queries and weights (default: 0)")
-        made.set_defaults(options=OPTIONS_OF[name])
-        for option in OPTIONS_OF[name]:
-            made.add_argument("--" + option.replace("_", "-"), **ATTACK_OPTIONS[option])
+def used_options(choice: str, allowed: dict[str, set[str]], options: dict) -> dict:
+    """The options that were given; ValueError where the choice would ignore one."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if ignored := ", ".join(f"--{name.replace('_', '-')}" for name in given.keys() - allowed[choice]):
+        raise ValueError(f"{choice} ignores {ignored}: leave it out, or choose another of {', '.join(allowed)}")
+    return given
 
-    made = command(commands.serve, "put a saved detector in front of its victim, as an HTTP service",
-                   "Serves POST /v1/predict, /docs, /healthz and /metrics until it is stopped; what it accepted by then is "
-                   "answered. Needs pip install 'samelib[serve]'. With proof of work, SAMELIB_SECRET signs the challenges: "
-                   "16 characters or more, to be kept across restarts together with --stamps.")  # fmt: skip
-    made.add_argument("detector", metavar="DETECTOR", help="a folder written by samelib fit")
-    made.add_argument("--victim", metavar="FOLDER", help="a classifier to serve instead of the one saved along")
-    made.add_argument("--response", choices=commands.RESPONSES, default="reject",
-                      help="to strange queries: refuse them (default), ask for proof of work, only count them (watch), or "
-                           "nothing, without the detector (off)")  # fmt: skip
-    made.add_argument("--fpr", type=float, help="share of benign queries to refuse (default: the detector's own)")
-    made.add_argument("--base-bits", type=int, default=10, help="2^bits hashes for an ordinary query (default: 10)")
-    made.add_argument("--most-bits", type=int, default=10, help="how many come on top for a strange one (default: 10)")
-    made.add_argument("--stamps", metavar="FILE.sqlite", help="remembers spent stamps across restarts")
-    made.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine alone)")
-    made.add_argument("--port", type=int, default=8000, help="(default: 8000; 0 takes a free one)")
 
-    made = command(commands.reproduce, "measure and draw the paper's tables and figures",
-                   "Measures what is missing for these tables and figures, a cell at a time (it may be killed and run "
-                   "again at any point), adds the rows to results/, and draws all from the rows.",
-                   epilog="; ".join(f"{name}: {target.what}" for name, target in TARGETS.items()))  # fmt: skip
-    made.add_argument("targets", nargs="+", metavar="TARGET", help=f"{', '.join(TARGETS)}, or all")
-    made.add_argument("--data", default="mnist", help="mnist (default), cifar10, glyphs or shapes")
-    made.add_argument("--tier", default="lecture", help=TIER_HELP + " (default: lecture)")
-    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
-    made.add_argument("--results", metavar="FOLDER", help="where the rows are (default: results/ of the checkout)")
-    made.add_argument("--output", metavar="FOLDER", default="reproduced", help="where to draw (default: reproduced/)")
-    made.add_argument("--workers", choices=grid.WORKERS, default="serial",
-                      help="one process, or a Ray cluster (pip install 'samelib[scale]')")  # fmt: skip
-    made.add_argument("--dry-run", action="store_true", help="only say what would be measured, and for how long")
+def load_victim(folder: Path) -> tuple[Victim, SameDetector | None]:
+    """The saved victim, with its detector where that was saved along."""
+    if load_folder(folder)[1].get("kind") != "same-detector":
+        return Victim.load(folder, best_device()), None
+    detector = SameDetector.load(folder, device=best_device())
+    return detector.victim, detector
 
-    made = command(commands.cache, "list or clear the trained models",
-                   "Trained models are kept under the hash of everything that decides them; SAMELIB_CACHE says where.")  # fmt: skip
-    made.add_argument("--clear", action="store_true", help="delete all of them")
-    return top
+
+@samelib.command()
+@detector_argument
+@click.option("--victim", type=Path, metavar="FOLDER", help="A classifier to serve instead of the one saved along.")
+@click.option("--response", type=click.Choice(list(RESPONSE_OPTIONS)), default="reject",
+              help="To strange queries: refuse them, ask for proof of work, only count them, or do not even look.")  # fmt: skip
+@click.option("--fpr", type=float, help="reject: share of benign queries to refuse; by default the detector's own.")
+@click.option("--base-bits", type=int, help="proof-of-work: 2^bits hashes for an ordinary query; by default 10.")
+@click.option("--most-bits", type=int, help="proof-of-work: how many come on top for a strange one; by default 10.")
+@click.option("--stamps", metavar="FILE.sqlite", help="proof-of-work: remembers spent stamps across restarts.")
+@click.option("--host", default="127.0.0.1", help="The default is for this machine alone.")
+@click.option("--port", default=8000, help="0 takes a free one.")
+def serve(detector: Path, victim: Path | None, response: str, host: str, port: int, **options) -> None:
+    """Serve a victim over HTTP, its detector in front.
+
+    DETECTOR is a folder written by samelib fit. Serves predictions, /docs, /healthz and /metrics until it is stopped; what it accepted by then is answered. Needs
+    pip install 'samelib[serve]'. With proof of work, SAMELIB_SECRET signs the challenges: 16 characters or more, to be
+    kept across restarts together with --stamps.
+    """
+    options = used_options(response, RESPONSE_OPTIONS, options)
+    with extra("serve"):
+        from samelib.service import app, server
+    office = stamp_office(options.pop("stamps", None)) if response == "proof-of-work" else None
+    decision = ProofOfWork(**options) if response == "proof-of-work" else None
+    with server.bound_socket(host, port) as bound:
+        device = best_device()
+        same = SameDetector.load(detector, Victim.load(victim, device) if victim else None, device)
+        if response == "reject":
+            decision = Reject(options.get("fpr", same.fpr))
+            check_fpr(decision.fpr, len(same.calibration_scores))  # below every p-value it would refuse nobody
+        service = app.create_app(same.victim, None if response == "off" else same, decision, office=office)
+        bound.listen()  # who reads the next line can connect
+        print(f"{server.url_of(bound)}/docs  response: {decision or response}", flush=True)
+        server.serve(service, bound)
+
+
+@contextmanager
+def extra(command: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(f"samelib {command} needs {error.name}: pip install 'samelib[serve]'") from error
+
+
+def stamp_office(stamps: str | None):
+    """The office that the environment's secret and the file of spent stamps make; without both, one for this run."""
+    from samelib.service.stamps import SpentStamps, StampOffice
+
+    secret = os.environ.get("SAMELIB_SECRET")
+    if (secret is None) != (stamps is None):
+        raise ValueError(
+            "SAMELIB_SECRET and --stamps FILE go together: with a lasting secret and no file, a stamp could be spent "
+            "again after a restart; a file without the secret remembers what nobody signs any more"
+        )
+    return StampOffice(secrets.token_bytes(32) if secret is None else secret.encode(), spent=SpentStamps(stamps))
+
+
+@samelib.command()
+@click.option("--clear", is_flag=True, help="Delete all of them.")
+def cache(clear: bool) -> None:
+    """List or clear the trained models.
+
+    They are kept under the hash of everything that decides them; SAMELIB_CACHE says where.
+    """
+    store = ArtifactStore()
+    print(f"cache: {store.root}")
+    if clear:
+        print(f"freed {store.clear() / 2**20:.1f} MiB")
+        return
+    entries = store.entries()
+    for path, size in entries:
+        print(f"{size / 2**20:9.2f} MiB  {path.name}")
+    print(f"{sum(size for _, size in entries) / 2**20:9.2f} MiB  in {len(entries)} entries; --clear deletes them all")
 
 
 def main(words: list[str] | None = None) -> None:
-    arguments = parser().parse_args(words)
-    warnings.simplefilter("once", OutOfRangeWarning)
+    """Runs one command; returns where it succeeded, so that a build can go on."""
     try:
-        arguments.run(arguments)
-    except (DataError, ArtifactError, grid.CellError, ArithmeticError, ValueError, TypeError, OSError) as error:
-        sys.exit(f"samelib: {error}")
-    except KeyboardInterrupt:
-        sys.exit("samelib: stopped; the training of a victim or detector goes on from its last checkpoint")
+        samelib(words, prog_name="samelib")
+    except SystemExit as stop:
+        if stop.code:
+            raise
 
 
 if __name__ == "__main__":

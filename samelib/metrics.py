@@ -26,7 +26,10 @@ def auroc(benign: ArrayLike, malicious: ArrayLike) -> float:
 
 
 def aupr(benign: ArrayLike, malicious: ArrayLike) -> float:
-    """Average precision; it depends on the ratio of malicious to benign queries."""
+    """Average precision (scikit-learn's step-wise sum), not the trapezoidal area that pytorch-ood reports.
+
+    It depends on the ratio of malicious to benign queries.
+    """
     return float(average_precision_score(*_labelled(benign, malicious)))
 
 
@@ -51,7 +54,7 @@ def tpr_at_threshold(malicious: ArrayLike, threshold: float) -> float:
 
 
 def detection_metrics(benign: ArrayLike, malicious: ArrayLike, interpolate: bool = False) -> dict[str, float]:
-    """AUROC, AUPR, FPR95 and FPR90, all as fractions."""
+    """AUROC, AUPR (average precision), FPR95 and FPR90, all as fractions."""
     return {
         "auroc": auroc(benign, malicious),
         "aupr": aupr(benign, malicious),
@@ -79,6 +82,12 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]
     return float(values.mean()), float(half)
 
 
+def binomial_interval(count: int, total: int, level: float = 0.95) -> tuple[float, float]:
+    """(low, high): the exact interval of Clopper and Pearson for a share of which `count` of `total` were seen."""
+    interval = stats.binomtest(count, total).proportion_ci(level)
+    return float(interval.low), float(interval.high)
+
+
 def bootstrap_interval(
     metric, benign: ArrayLike, malicious: ArrayLike, level: float = 0.95, draws: int = 200, seed: int = 0
 ) -> tuple[float, float]:
@@ -89,5 +98,5 @@ def bootstrap_interval(
     def resample(scores: np.ndarray) -> np.ndarray:
         return scores[generator.integers(len(scores), size=len(scores))]
 
-    found = [metric(resample(benign), resample(malicious)) for _ in range(draws)]
-    return tuple(float(q) for q in np.quantile(found, [(1 - level) / 2, (1 + level) / 2]))
+    values = [metric(resample(benign), resample(malicious)) for _ in range(draws)]
+    return tuple(float(q) for q in np.quantile(values, [(1 - level) / 2, (1 + level) / 2]))

@@ -11,7 +11,9 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
+from samelib.data.image_set import to_float
 from samelib.metrics import mean_interval
+from samelib.models.mae import patchify, unpatchify
 
 # Okabe and Ito's colours, dark to light, each with a line and a hatch of its own so that grey print keeps them apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -130,4 +132,35 @@ def legend_above(figure: Figure) -> Figure:
     figure.legend(*names, ncols=len(names[1]), loc="outside upper center")
     for axis in figure.axes:
         axis.label_outer()
+    return figure
+
+
+def detection_rows(detector, queries: dict[str, Tensor], count: int = 4) -> Figure:
+    """How SAME sees queries: each as it came, half hidden, redrawn, where that went wrong, and its p-value.
+
+    Args:
+        detector: a fitted `SameDetector`.
+        queries: images [N, C, H, W] of each kind, by name; the first `count` are shown, side by side.
+    """
+    mae = detector.mae
+    noise = torch.rand(1, mae.tokens, generator=torch.Generator().manual_seed(0)).to(mae.mask_token.device)
+    figure, axes = plt.subplots(4, count * len(queries), figsize=(0.8 * count * len(queries) + 1.2, 3.6), squeeze=False)
+    for column, (name, images) in enumerate(queries.items()):
+        x = to_float(images[:count]) if images.dtype == torch.uint8 else images[:count]
+        x = x.to(noise.device)
+        redrawn, mask = mae(x, noise.expand(len(x), -1))
+        hidden = mask[:, :, None].expand(-1, -1, patchify(x, mae.settings.patch).shape[2])
+        hidden = unpatchify(hidden, mae.settings.patch, mae.image_shape)
+        stages = (x, torch.where(hidden > 0, 0.0, x), redrawn, (x - redrawn).abs() - 1)
+        for row, pictures in enumerate(stages):
+            for axis, image in zip(axes[row, column * count :], pictures, strict=False):
+                axis.imshow(picture(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        for axis, p in zip(axes[0, column * count :], detector.p_value(x).tolist(), strict=False):
+            axis.set_title(f"p = {p:.3f}", fontsize=8)
+        axes[-1, column * count].set_xlabel(name, loc="left")
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+    for axis, title in zip(axes[:, 0], ("query", "what is left visible", "redrawn", "error"), strict=True):
+        axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=10)
     return figure

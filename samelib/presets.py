@@ -126,7 +126,9 @@ def fitting_patch(image_shape: tuple[int, int, int], patches: int) -> int:
     # Few patches make a coarse autoencoder, many a slow one: the number grows with the square of the side.
     sides = [p for p in sides if patches**2 / 4 <= height * width / p**2 <= 4 * patches**2]
     if not sides:
-        near = " x ".join(str(max(16, 4 * round(side / 4))) for side in (height, width))
+        patch = max(2, round(math.sqrt(height * width) / patches))
+        fewest = max(2, math.ceil(SMALLEST_SIDE / patch))
+        near = " x ".join(str(patch * max(fewest, round(side / patch))) for side in (height, width))
         raise ValueError(
             f"images of {height} x {width} pixels cannot be cut into about {patches} x {patches} square patches; "
             f"resize or crop them to sides with a common divisor, such as {near}"
@@ -236,7 +238,10 @@ def victim_and_card(
     images, shape = group.victim_train, group.image_shape
     settings = settings or preset(group.tier, shape)
     if group.classes < 2:
-        raise ValueError(f"{images.name} has images of one class only; a victim needs labels of two classes or more")
+        raise ValueError(
+            f"{images.name} has no labels, or those of one class only, and a victim needs two classes: add the array "
+            "`labels` to an .npz, or a folder for each class; or bring your own victim (SameDetector.fit needs no labels)"
+        )
     spec = {"kind": "victim", "architecture": settings.architecture, "train": asdict(settings.victim_train)}
     spec |= {"augment": settings.augment, "data": images.fingerprint, "seed": seed}
     model, card = (store or ArtifactStore()).trained(

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -142,7 +144,8 @@ class ArtifactStore:
             fit: trains it in place, given the file for its checkpoints; returns (losses of every epoch, seconds).
 
         Returns:
-            the module in eval mode; the card with `spec`, `losses`, `seconds` (restarts included) and `sha256`.
+            the module in eval mode; the card with `spec`, `losses`, `seconds` (restarts included), what it was trained
+            on, and `sha256`.
 
         Raises:
             ArtifactError: the cache cannot be written.
@@ -151,8 +154,9 @@ class ArtifactStore:
         def make(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
             module = build()
             losses, seconds = fit(module, checkpoint)
-            device = next(module.parameters()).device.type
-            return module.state_dict(), {"losses": losses, "seconds": seconds, "device": device}
+            card = {"losses": losses, "seconds": seconds, "device": next(module.parameters()).device.type}
+            card |= {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads()}
+            return module.state_dict(), card
 
         tensors, card = self.get(spec, make)
         module = build()

@@ -48,9 +48,19 @@ def store(tmp_path_factory) -> ArtifactStore:
     return ArtifactStore(tmp_path_factory.mktemp("store"))
 
 
+def fit_beside(detector, group, victim, store=None):
+    """A detector that watches over a victim that is given."""
+    return detector.fit(group.victim_train, group.calibration, victim, store=store)
+
+
+def fit_exposed(detector, group, store=None):
+    """A detector that trains a victim of its own, with outliers."""
+    return detector.fit(group.victim_train, group.outliers, group.calibration, store=store)
+
+
 @pytest.fixture(scope="session")
 def detector(group, victim, store) -> SameDetector:
-    return SameDetector(TINY_SAME).fit(group.victim_train, group.calibration, victim, store=store)
+    return fit_beside(SameDetector(TINY_SAME), group, victim, store)
 
 
 @pytest.fixture(scope="session")

@@ -5,17 +5,18 @@ import re
 import shutil
 from pathlib import Path
 
-import build
 import nbformat
 import pytest
 import yaml
+from build import build_book, stage
+from chapters import Build, BuildError, digest, notebooks, run_chapters, too_many_operations
 from check_pages import check_notebook, check_pages
 
 import samelib
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = build.notebooks(ROOT)
-SMOKE = build.Build(ROOT, "smoke", "glyphs", 0)
+NOTEBOOKS = notebooks(ROOT)
+SMOKE = Build(ROOT, "smoke", "glyphs", 0)
 MENTION = (
     r"github(?:\.com)?/([\w-]+/same-book)(?:\.git)?(?:/blob/|/tree/|/archive/|@)(v?[\d.]*\d|\w+)"  # (repository, tag)
 )
@@ -27,10 +28,21 @@ def read(path: Path) -> nbformat.NotebookNode:
 
 
 @pytest.fixture(scope="module")
-def book() -> build.Build:
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(cache, monkeypatch):
+    """One for all chapters, as a reader has."""
+    monkeypatch.setenv("SAMELIB_CACHE", str(cache))
+
+
+@pytest.fixture(scope="module")
+def book() -> Build:
     """The book at smoke tier. The notebooks' own tests come first, so here they are already valid."""
-    built, _ = build.build_book(ROOT, "smoke")
-    return built
+    build, _ = build_book(ROOT, "smoke")
+    return build
 
 
 # Notebooks as they stand in git
@@ -69,20 +81,27 @@ def test_repository_and_tag_are_those_of_the_config():
 
 @every_notebook
 def test_notebook_runs(name, capsys):
-    build.stage(SMOKE)
+    stage(SMOKE)
     with capsys.disabled():
         print()
-        build.run_notebook(SMOKE, name)
-    assert not check_notebook(SMOKE.source / name)
+        run_chapters(SMOKE, [name])
+    assert not check_notebook(SMOKE.source / name) + too_many_operations(SMOKE, name)
     run = read(SMOKE.source / name).metadata.papermill
     assert run.parameters == SMOKE.parameters and not run.exception
 
 
-def test_book_is_built_and_nothing_runs_twice(book, capsys):
-    again, ran = build.build_book(ROOT, "smoke")
-    assert ran == 0 and again.index.is_file()
+def test_book_is_built_and_nothing_is_done_twice(book, capsys):
+    rendered = book.index.stat().st_mtime_ns
+    again, ran = build_book(ROOT, "smoke")
+    assert ran == [] and again.index.stat().st_mtime_ns == rendered
     with capsys.disabled():
         print(f"\nThe book, smoke tier: {again.index}")
+
+
+def test_generated_pages_are_in_the_book_and_not_in_git(book):
+    for name in ("ledger", "measurements"):
+        assert (book.index.parent / "book" / f"{name}.html").is_file()
+        assert not (ROOT / "book" / f"{name}.md").exists()
 
 
 def test_status_page_lists_every_run(book):
@@ -102,48 +121,80 @@ def test_pages_are_in_order(book):
     assert check_pages(book.index.parent) == []
 
 
-# What makes a run invalid, and how a failing notebook is reported: on a book of one notebook
+# What makes a run invalid, and how a failing notebook is reported: on a book of few cells
 
 
-def tiny_book(root: Path, code: str) -> build.Build:
-    for folder in ("book", "notebooks", "samelib", "results"):
+def tiny_book(root: Path, **chapters: str) -> Build:
+    """A book of one chapter for each name, with this code in its only cell after the parameters."""
+    for folder in ("book", "notebooks", "samelib", "reproduction/results"):
         (root / folder).mkdir(parents=True)
     shutil.copy(ROOT / "requirements.txt", root)
     (root / "samelib" / "a.py").write_text("")
     (root / "_config.yml").write_text("title: tiny\n")
-    (root / "_toc.yml").write_text("root: book/intro\nparts:\n  - chapters:\n      - file: notebooks/one\n")
+    files = [{"file": f"notebooks/{name}"} for name in chapters]
+    (root / "_toc.yml").write_text(yaml.safe_dump({"root": "book/intro", "parts": [{"chapters": files}]}))
     cell = nbformat.v4.new_code_cell('TIER = "smoke"\nDATA = "glyphs"\nSEED = 0', metadata={"tags": ["parameters"]})
-    cells = [cell, nbformat.v4.new_code_cell(code)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "notebooks" / "one.ipynb")
-    return build.Build(root, "smoke", "glyphs", 0)
+    for name, code in chapters.items():
+        cells = [cell, nbformat.v4.new_code_cell(code)]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "notebooks" / f"{name}.ipynb")
+    return Build(root, "smoke", "glyphs", 0)
 
 
 def test_digest_follows_all_that_a_notebook_depends_on(tmp_path, monkeypatch):
     monkeypatch.delenv("SAMELIB_DATA", raising=False)
-    book = tiny_book(tmp_path / "root", "1")
-    seen = [build.digest(book, "notebooks/one.ipynb")]
-    assert build.digest(book, "notebooks/one.ipynb") == seen[0]
-    for path in ("samelib/a.py", "samelib/new.py", "results/row.jsonl", "requirements.txt", "notebooks/one.ipynb"):
+    book = tiny_book(tmp_path / "root", one="1")
+    seen = [digest(book, "notebooks/one.ipynb")]
+    assert digest(book, "notebooks/one.ipynb") == seen[0]
+    decisive = ("samelib/a.py", "samelib/new.py", "reproduction/run.py", "reproduction/results/rows.jsonl")
+    for path in (*decisive, "requirements.txt", "notebooks/one.ipynb"):
         with (book.root / path).open("a") as file:
             file.write("\n")
-        seen.append(build.digest(book, "notebooks/one.ipynb"))
+        seen.append(digest(book, "notebooks/one.ipynb"))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "images").write_bytes(b"123")
     monkeypatch.setenv("SAMELIB_DATA", str(tmp_path / "data"))
-    seen.append(build.digest(book, "notebooks/one.ipynb"))
-    seen.append(build.digest(build.Build(book.root, "smoke", "glyphs", 1), "notebooks/one.ipynb"))
+    seen.append(digest(book, "notebooks/one.ipynb"))
+    seen.append(digest(Build(book.root, "smoke", "glyphs", 1), "notebooks/one.ipynb"))
     assert len(set(seen)) == len(seen)
 
 
-def test_failing_notebook_is_reported_and_kept(tmp_path):
-    book = tiny_book(tmp_path, "print('so far')\nraise ValueError('no such victim')")
-    build.stage(book)
-    with pytest.raises(build.BuildError, match="(?s)one.ipynb failed.*In \\[3\\].*no such victim"):
-        build.run_notebooks(book)
+def test_failing_notebook_is_reported_and_kept_and_stops_no_other(tmp_path):
+    book = tiny_book(tmp_path, one="print('so far')\nraise ValueError('no such victim')", two="1", three="1")
+    stage(book)
+    with pytest.raises(BuildError, match="(?s)one.ipynb failed.*In \\[3\\].*no such victim"):
+        run_chapters(book, notebooks(book.root), jobs=1)
     kept = book.source / "notebooks" / "one.ipynb"
     assert "so far" in kept.read_text(encoding="utf-8")
     assert ["no such victim" in problem for problem in check_notebook(kept)] == [True]
-    assert "digest" not in read(kept).metadata.get("samelib_book", {}), "a failed run must never count as valid"
+    (book.root / "notebooks" / "one.ipynb").write_bytes((book.root / "notebooks" / "two.ipynb").read_bytes())
+    assert run_chapters(book, notebooks(book.root)) == ["notebooks/one.ipynb"], "only a run that failed is repeated"
+
+
+def test_chapters_run_side_by_side_with_one_thread_each(tmp_path, cache):
+    meet = """
+import os, time
+from pathlib import Path
+Path({own!r}).touch()
+while not Path({other!r}).exists():
+    time.sleep(0.05)
+print(os.environ["OMP_NUM_THREADS"], os.environ["SAMELIB_CACHE"])
+"""
+    here, there = str(tmp_path / "here"), str(tmp_path / "there")
+    book = tiny_book(tmp_path, one=meet.format(own=here, other=there), two=meet.format(own=there, other=here))
+    stage(book)
+    assert len(run_chapters(book, notebooks(book.root), jobs=2)) == 2  # one after the other, they would wait for ever
+    for name in notebooks(book.root):
+        assert read(book.source / name).cells[-1].outputs[0].text == f"1 {cache}\n"
+
+
+def test_the_longest_chapter_starts_first(tmp_path):
+    book = tiny_book(tmp_path, short="pass", long="pass")
+    stage(book)
+    for name, duration in zip(notebooks(book.root), (1.0, 2.0), strict=True):
+        past = nbformat.v4.new_notebook(metadata={"papermill": {"duration": duration}})
+        (book.source / name).parent.mkdir(exist_ok=True)
+        nbformat.write(past, book.source / name)
+    assert run_chapters(book, notebooks(book.root), jobs=1) == ["notebooks/long.ipynb", "notebooks/short.ipynb"]
 
 
 def test_check_finds_a_warning_on_stderr(tmp_path):

@@ -7,8 +7,8 @@ from samelib.models.classifiers import ARCHITECTURES, build_classifier, predict
 @pytest.mark.parametrize(("architecture", "shape"), [(a, s) for a in ARCHITECTURES for s in ((1, 28, 28), (3, 32, 32))])
 def test_shapes_and_probabilities(architecture, shape):
     model = build_classifier(architecture, shape, 7)
-    found = predict(model.train(), torch.rand(3, *shape))
-    assert found.shape == (3, 7) and torch.allclose(found.sum(1), torch.ones(3))
+    probabilities = predict(model.train(), torch.rand(3, *shape))
+    assert probabilities.shape == (3, 7) and torch.allclose(probabilities.sum(1), torch.ones(3))
     assert model.training  # predict leaves the mode as it was
 
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import fit_exposed
 
 from samelib.data.image_set import to_uint8
 from samelib.data.synthetic import glyphs
@@ -13,6 +14,7 @@ from samelib.detectors.edm import (
     Ensemble,
     consensus,
     diversity_loss,
+    half_perturbed,
     pairwise_cosines,
     perturbed,
     pick_models,
@@ -28,7 +30,7 @@ TINY = TrainSettings(1, 32, 1e-3)
 
 @pytest.fixture(scope="module")
 def edm(group, store) -> EDM:
-    return EDM("conv3", TRAIN, models=3).fit(group, store)
+    return fit_exposed(EDM("conv3", TRAIN, models=3), group, store)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -146,7 +148,7 @@ def test_the_whole_loss_by_hand(group):
 
 def test_half_of_the_outliers_are_perturbed(group):
     x = group.outliers.pixels()[:10]
-    seen = EDM("conv3", TRAIN)._outliers(x, generator())
+    seen = half_perturbed(x, generator())
     assert torch.equal(seen[:5], x[:5])
     assert (seen[5:] - x[5:]).abs().flatten(1).mean(1).min() > 0.02
 
@@ -163,7 +165,7 @@ def test_the_score_is_the_chosen_consensus(edm, group):
     scores = edm.consensus_scores(x)
     for name in CONSENSUS:
         chosen = EDM("conv3", TRAIN, models=3, consensus=name)
-        chosen.victim = edm.victim
+        chosen.victim, chosen.image_shape = edm.victim, edm.image_shape
         assert torch.equal(chosen.score(x), scores[name])
         assert torch.equal(chosen.score(x, edm.victim(x)), scores[name])
     by_hand = consensus(torch.stack([predict(m, x) for m in edm.victim.model.members]))
@@ -179,7 +181,7 @@ def test_a_score_does_not_depend_on_its_batch(edm, group):
 
 def test_a_second_fit_trains_nothing(edm, group, store, monkeypatch):
     monkeypatch.setattr("samelib.detectors.outlier_exposure.train", None)
-    again = EDM("conv3", TRAIN, models=3).fit(group, store)
+    again = fit_exposed(EDM("conv3", TRAIN, models=3), group, store)
     assert again.cards["victim"] == edm.cards["victim"] and again.cards["victim"]["seconds"] > 0
     assert again.victim.fingerprint == edm.victim.fingerprint is not None
     assert torch.equal(again.p_value(group.proxy.pixels()), edm.p_value(group.proxy.pixels()))
@@ -189,18 +191,18 @@ def test_everything_that_decides_the_weights_names_them(group, store):
     group = replace(group, victim_train=group.victim_train[:64])
     fewer = replace(group, outliers=group.outliers[:50])
     variants = [
-        EDM("conv3", TINY, models=2).fit(group, store),
-        EDM("conv3", TINY, 1, models=2).fit(group, store),
-        EDM("conv3", TINY, models=2, gamma=0.5).fit(group, store),
-        EDM("conv3", TINY, models=3).fit(group, store),
-        EDM("conv3", TINY, models=2, augment=True).fit(group, store),
-        EDM("conv3", TINY, models=2).fit(fewer, store),
+        fit_exposed(EDM("conv3", TINY, models=2), group, store),
+        fit_exposed(EDM("conv3", TINY, 1, models=2), group, store),
+        fit_exposed(EDM("conv3", TINY, models=2, gamma=0.5), group, store),
+        fit_exposed(EDM("conv3", TINY, models=3), group, store),
+        fit_exposed(EDM("conv3", TINY, models=2, augment=True), group, store),
+        fit_exposed(EDM("conv3", TINY, models=2), fewer, store),
     ]
     assert len({d.victim.fingerprint for d in variants}) == len(variants)
 
 
 def test_the_members_begin_apart(group):
-    members = EDM("conv3", TINY, models=2)._build(group).members
+    members = Ensemble("conv3", group.image_shape, 10, 2).members
     assert not torch.equal(members[0].head.weight, members[1].head.weight)
 
 
@@ -220,7 +222,7 @@ def test_bad_options_are_refused(options, words):
 
 def test_an_outlier_set_is_needed(group, store):
     with pytest.raises(ValueError, match="these baselines need an outlier set"):
-        EDM("conv3", TRAIN).fit(replace(group, outliers=group.outliers[:0]), store)
+        fit_exposed(EDM("conv3", TRAIN), replace(group, outliers=group.outliers[:0]), store)
 
 
 def test_an_unfitted_one_says_so(images):

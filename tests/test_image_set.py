@@ -1,7 +1,10 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
+from samelib.data import image_set
 from samelib.data.image_set import ImageSet, OutOfRangeWarning, check_queries, quantise, to_float, to_uint8
 
 SHAPE = (1, 28, 28)
@@ -9,7 +12,7 @@ SHAPE = (1, 28, 28)
 
 def make(count=4, classes=2, **changes) -> ImageSet:
     images = torch.arange(count * 28 * 28).reshape(count, 1, 28, 28).to(torch.uint8)
-    parts = {"images": images, "labels": torch.arange(count) % classes, "classes": tuple("ab"), "name": "made"}
+    parts = {"images": images, "labels": torch.arange(count) % classes, "classes": tuple("ab"), "name": "own"}
     return ImageSet(**(parts | changes))
 
 
@@ -49,17 +52,24 @@ def test_out_of_range_is_said():
         check_queries(torch.full((1, *SHAPE), 1.2), SHAPE)
 
 
-def test_out_of_range_is_said_once():
-    import warnings
-
-    from samelib.data import image_set
-
-    image_set._SAID.clear()
+def test_out_of_range_is_said_once(monkeypatch):
+    monkeypatch.setattr(image_set, "_WARNED", {})
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("default")
         for _ in range(3):
             check_queries(torch.full((1, *SHAPE), 1.2), SHAPE)
     assert len(said) == 1
+
+
+def test_floats_in_0_to_1_are_noticed(monkeypatch):
+    monkeypatch.setattr(image_set, "_WARNED", {})
+    x = torch.rand(4, *SHAPE)
+    with pytest.warns(OutOfRangeWarning, match=r"all pixels lie in \[0, 1\].*2 \* x - 1"):
+        check_queries(x, SHAPE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_queries(2 * x - 1, SHAPE)
+        check_queries(torch.full((4, *SHAPE), 200, dtype=torch.uint8), SHAPE)  # bright pictures, and no floats
 
 
 def test_arrays_and_uint8_are_taken():
@@ -70,7 +80,7 @@ def test_arrays_and_uint8_are_taken():
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"images": torch.zeros(4, 1, 28, 28)}, TypeError, "uint8"),
+        ({"images": torch.rand(4, 1, 28, 28)}, TypeError, r"uint8.*float32; .* of floats in \[0, 1\]"),
         ({"images": torch.zeros(4, 2, 28, 28, dtype=torch.uint8)}, ValueError, "1 or 3"),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, ValueError, r"int64 \[4\]"),
         ({"labels": torch.tensor([0, 1, 2, 0])}, ValueError, "labels run from 0 to 2"),

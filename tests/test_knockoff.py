@@ -1,21 +1,22 @@
 import pytest
 import torch
 
-from samelib.attacks.bandit import GradientBandit, TreeBandit
 from samelib.attacks.knockoff import (
     AdaptiveKnockoff,
     Arms,
+    GradientBandit,
     Knockoff,
     Learner,
     Rewards,
+    TreeBandit,
     certainty_reward,
     diversity_reward,
     loss_reward,
     rescaled,
 )
-from samelib.data.image_set import ImageSet
+from samelib.data.image_set import ImageSet, to_float
 from samelib.gateway import QueryGateway
-from samelib.models.classifiers import Victim, build_classifier
+from samelib.models.classifiers import Victim, build_classifier, predict
 from samelib.training import TrainSettings
 
 SETTINGS = TrainSettings(1, 32, 1e-3)
@@ -129,6 +130,16 @@ def test_diversity_is_measured_against_the_recent_answers_only():
 # Drawing
 
 
+@pytest.fixture
+def small():
+    """Random images of four classes and a victim whose answers differ from image to image."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (80, 1, 16, 16), dtype=torch.uint8, generator=generator)
+    weights = torch.randn(256, 3, generator=generator) / 4
+    proxy = ImageSet(images, torch.arange(80) % 4, tuple("abcd"), "random")
+    return proxy, Victim(lambda x: (x.flatten(1) @ weights).softmax(1), (1, 16, 16), 3)
+
+
 def test_arms_give_each_image_once_and_close_when_empty():
     arms = Arms(torch.tensor([0, 1, 0, 2, 1, 0]), 3, seed=0)
     pulled, images = arms.pull(GradientBandit(3), 4)
@@ -140,23 +151,25 @@ def test_arms_give_each_image_once_and_close_when_empty():
 
 
 @pytest.mark.parametrize("strategy", [Knockoff, AdaptiveKnockoff])
-def test_proxy_images_are_asked_once_each(strategy, group, victim):
-    gateway = QueryGateway(victim, 150)
-    strategy(group.proxy, "conv3", SETTINGS).run(gateway)
-    asked = {q.numpy().tobytes() for q in gateway.log.queries}
-    assert len(asked) == gateway.spent == 150
-    assert asked <= {i.numpy().tobytes() for i in group.proxy.images}
+def test_proxy_images_are_asked_once_each(strategy, small):
+    proxy, victim = small
+    gateway = QueryGateway(victim, 64)
+    strategy(proxy, "conv3", SETTINGS).run(gateway)
+    queries = {q.numpy().tobytes() for q in gateway.log.queries}
+    assert len(queries) == gateway.spent == 64
+    assert queries <= {i.numpy().tobytes() for i in proxy.images}
 
 
 @pytest.mark.parametrize("reward", ["certainty", "diversity", "loss", "all"])
-@pytest.mark.parametrize("superclasses", [None, [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]])
-def test_every_reward_flat_and_as_a_tree(reward, superclasses, group, victim):
-    attack = AdaptiveKnockoff(group.proxy, "conv3", SETTINGS, reward=reward, superclasses=superclasses, batch=20)
-    attack.run(QueryGateway(victim, 100))
-    assert attack.policies.shape == (5, 10) and close(attack.policies.sum(1), [1.0] * 5)
-    assert close(attack.policies[0], (
-        [0.1] * 10 if superclasses is None else [1 / 9] * 6 + [1 / 12] * 4
-    )) and not torch.equal(attack.policies[0], attack.policies[-1])  # fmt: skip
+@pytest.mark.parametrize(
+    ("superclasses", "first"), [(None, [0.25] * 4), ([0, 0, 0, 1], [1 / 6] * 3 + [1 / 2])], ids=["flat", "tree"]
+)
+def test_every_reward_flat_and_as_a_tree(reward, superclasses, first, small):
+    proxy, victim = small
+    attack = AdaptiveKnockoff(proxy, "conv3", SETTINGS, reward=reward, superclasses=superclasses, batch=10)
+    attack.run(QueryGateway(victim, 40))
+    assert attack.policies.shape == (4, 4) and close(attack.policies.sum(1), [1.0] * 4)
+    assert close(attack.policies[0], first) and not torch.equal(attack.policies[0], attack.policies[-1])
 
 
 def test_the_attacker_prefers_the_class_that_pays():
@@ -177,9 +190,6 @@ def test_the_substitute_on_the_way_learns():
     answers = torch.eye(3)[torch.arange(64) % 3]
     model = build_classifier("conv3", (1, 16, 16), 3)
     learner = Learner(model, SETTINGS, seed=0, steps=30)
-    from samelib.data.image_set import to_float
-    from samelib.models.classifiers import predict
-
     before = loss_reward(answers, predict(model, to_float(x))).mean()
     learner.learn(x, answers)
     assert loss_reward(answers, predict(model, to_float(x))).mean() < before
@@ -189,48 +199,53 @@ def test_the_substitute_on_the_way_learns():
 
 
 @pytest.mark.parametrize("strategy", [Knockoff, AdaptiveKnockoff])
-def test_a_small_proxy_set_is_said(strategy, group, victim):
+def test_a_small_proxy_set_is_said(strategy, small):
+    proxy, victim = small
     gateway = QueryGateway(victim, 300)
-    with pytest.raises(ValueError, match="holds 200 images, the budget is 300"):
-        strategy(group.proxy, "conv3", SETTINGS).run(gateway)
+    with pytest.raises(ValueError, match="holds 80 images, the budget is 300"):
+        strategy(proxy).run(gateway)
     assert gateway.spent == 0
 
 
 @pytest.mark.parametrize(
-    ("how", "words"),
+    ("options", "words"),
     [
         ({"reward": "money"}, "reward must be certainty, diversity, loss or all"),
         ({"batch": 0}, "batch and window must be at least 1"),
-        ({"superclasses": [0, 1]}, "superclasses for 2 classes, the proxy set has 10"),
-        ({"superclasses": [0] * 10}, "at least two superclasses"),
-        ({"superclasses": [-1] + [0] * 5 + [1] * 4}, "without a gap"),
+        ({"superclasses": [0, 1]}, "superclasses for 2 classes, the proxy set has 4"),
+        ({"superclasses": [0] * 4}, "at least two superclasses"),
+        ({"superclasses": [-1, 0, 0, 1]}, "without a gap"),
     ],
 )
-def test_bad_options_are_said(how, words, group):
+def test_bad_options_are_said(options, words, small):
     with pytest.raises(ValueError, match=words):
-        AdaptiveKnockoff(group.proxy, "conv3", SETTINGS, **how)
+        AdaptiveKnockoff(small[0], **options)
 
 
-def test_a_class_without_images_is_a_closed_arm(group, victim):
-    """The proxy set's classes are ten, the images only of the first nine."""
-    proxy = group.proxy[group.proxy.labels < 9]
-    attack = AdaptiveKnockoff(proxy, "conv3", SETTINGS, reward="certainty", superclasses=[0] * 5 + [1] * 5)
+def test_a_class_without_images_is_a_closed_arm(small):
+    """The proxy set's classes are four, the images only of the first three."""
+    proxy, victim = small
+    proxy = proxy[proxy.labels < 3]
+    attack = AdaptiveKnockoff(proxy, "conv3", SETTINGS, reward="certainty", superclasses=[0, 0, 1, 1])
     assert attack.run(QueryGateway(victim, len(proxy))).queries == len(proxy)
-    assert (attack.policies[:, 9] == 0).all() and torch.isfinite(attack.policies).all()
+    assert (attack.policies[:, 3] == 0).all() and torch.isfinite(attack.policies).all()
 
 
-def test_hard_labels_are_all_that_the_bandit_sees(group, victim):
+def test_hard_labels_are_all_that_the_bandit_sees(small):
     """Every class name alone is equally certain: nothing to prefer."""
-    attack = AdaptiveKnockoff(group.proxy, "conv3", SETTINGS, reward="certainty", labels="hard")
-    attack.run(QueryGateway(victim, 100))
-    assert close(attack.policies[-1], [0.1] * 10)
+    proxy, victim = small
+    attack = AdaptiveKnockoff(proxy, "conv3", SETTINGS, reward="certainty", labels="hard")
+    attack.run(QueryGateway(victim, 64))
+    assert close(attack.policies[-1], [0.25] * 4)
 
 
-def test_an_empty_proxy_set_is_said(group, victim):
+def test_an_empty_proxy_set_is_said(small):
+    proxy, victim = small
     with pytest.raises(ValueError, match="holds 0 images"):
-        AdaptiveKnockoff(group.proxy[:0], "conv3", SETTINGS).run(QueryGateway(victim, 10))
+        AdaptiveKnockoff(proxy[:0]).run(QueryGateway(victim, 10))
 
 
-def test_one_class_is_nothing_to_choose_from(group):
+def test_one_class_is_nothing_to_choose_from(small):
+    proxy, _ = small
     with pytest.raises(ValueError, match="one class only"):
-        AdaptiveKnockoff(group.proxy[group.proxy.labels == 3], "conv3", SETTINGS)
+        AdaptiveKnockoff(proxy[proxy.labels == 3])

@@ -12,9 +12,9 @@ def test_against_scikit_learn():
     rng = np.random.default_rng(0)
     benign, malicious = rng.normal(size=300), rng.normal(1, size=200)
     labels, scores = np.r_[np.zeros(300), np.ones(200)], np.r_[benign, malicious]
-    found = metrics.detection_metrics(torch.tensor(benign), torch.tensor(malicious))
-    assert found["auroc"] == pytest.approx(roc_auc_score(labels, scores))
-    assert found["aupr"] == pytest.approx(average_precision_score(labels, scores))
+    values = metrics.detection_metrics(torch.tensor(benign), torch.tensor(malicious))
+    assert values["auroc"] == pytest.approx(roc_auc_score(labels, scores))
+    assert values["aupr"] == pytest.approx(average_precision_score(labels, scores))
 
 
 def test_auroc_is_the_probability_of_the_right_order():
@@ -57,6 +57,14 @@ def test_interval_is_students():
     mean, half = metrics.mean_interval([1.0, 2.0, 3.0])
     assert (mean, half) == (2.0, pytest.approx(4.302652729 / math.sqrt(3)))
     assert math.isnan(metrics.mean_interval([1.0])[1])
+
+
+def test_a_share_has_clopper_and_pearsons_interval():
+    """Their table for 8 of 20; no or all successes still have an interval."""
+    assert metrics.binomial_interval(8, 20) == pytest.approx((0.1912, 0.6395), abs=1e-4)
+    assert metrics.binomial_interval(0, 20) == pytest.approx((0, 1 - 0.025 ** (1 / 20)))
+    low, high = metrics.binomial_interval(20, 20)
+    assert (low, high) == pytest.approx((0.025 ** (1 / 20), 1))
 
 
 def test_bootstrap_holds_the_value_and_repeats():

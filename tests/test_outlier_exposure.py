@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import fit_exposed
 
 from samelib.data.image_set import ImageSet
 from samelib.data.synthetic import glyphs
@@ -16,7 +17,7 @@ TRAIN = TrainSettings(8, 32, 1e-3)
 
 @pytest.fixture(scope="module")
 def exposed(group, store):
-    return OutlierExposure("conv3", TRAIN).fit(group, store)
+    return fit_exposed(OutlierExposure("conv3", TRAIN), group, store)
 
 
 def unseen(group) -> ImageSet:
@@ -48,7 +49,7 @@ def test_it_separates_outliers_like_those_it_saw(exposed, group):
 
 
 def test_the_weight_is_what_does_it(exposed, group, store):
-    plain = OutlierExposure("conv3", TRAIN, weight=0.0).fit(group, store)
+    plain = fit_exposed(OutlierExposure("conv3", TRAIN, weight=0.0), group, store)
     largest = [d.victim(unseen(group).pixels()).max(1).values.mean() for d in (exposed, plain)]
     assert largest[0] < largest[1] - 0.2
 
@@ -80,22 +81,22 @@ def test_it_is_calibrated(exposed, group):
 
 def test_a_second_fit_trains_nothing(exposed, group, store, monkeypatch):
     monkeypatch.setattr("samelib.detectors.outlier_exposure.train", None)
-    again = OutlierExposure("conv3", TRAIN).fit(group, store)
+    again = fit_exposed(OutlierExposure("conv3", TRAIN), group, store)
     assert torch.equal(again.score(group.proxy.pixels()), exposed.score(group.proxy.pixels()))
     assert again.cards["victim"] == exposed.cards["victim"]
-    assert again.cards["victim"]["seconds"] > 0 and len(again.cards["victim"]["history"]) == 8
+    assert again.cards["victim"]["seconds"] > 0 and len(again.cards["victim"]["losses"]) == 8
 
 
 def test_everything_that_decides_the_weights_names_them(group, store):
     tiny, group = TrainSettings(1, 32, 1e-3), replace(group, victim_train=group.victim_train[:64])
     fewer = replace(group, outliers=group.outliers[:50])
     variants = [
-        OutlierExposure("conv3", tiny).fit(group, store),
-        OutlierExposure("conv3", tiny, 1).fit(group, store),
-        OutlierExposure("conv3", tiny, augment=True).fit(group, store),
-        OutlierExposure("conv3", tiny, weight=1.0).fit(group, store),
-        OutlierExposure("conv3", tiny).fit(fewer, store),
-        OutlierExposure("conv3", replace(tiny, lr=2e-3)).fit(group, store),
+        fit_exposed(OutlierExposure("conv3", tiny), group, store),
+        fit_exposed(OutlierExposure("conv3", tiny, 1), group, store),
+        fit_exposed(OutlierExposure("conv3", tiny, augment=True), group, store),
+        fit_exposed(OutlierExposure("conv3", tiny, weight=1.0), group, store),
+        fit_exposed(OutlierExposure("conv3", tiny), fewer, store),
+        fit_exposed(OutlierExposure("conv3", replace(tiny, lr=2e-3)), group, store),
     ]
     assert len({d.cards["victim"]["sha256"] for d in variants}) == len(variants)
 
@@ -116,13 +117,13 @@ def test_training_goes_on_from_its_checkpoint(group, store, tmp_path, monkeypatc
     settings, other = TrainSettings(3, 64, 1e-3), ArtifactStore(tmp_path / "store")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("samelib.detectors.outlier_exposure.train", interrupted)
-        OutlierExposure("conv3", settings).fit(group, other)
+        fit_exposed(OutlierExposure("conv3", settings), group, other)
     with monkeypatch.context() as patch:
         watched = lambda *args, **how: train(*args, on_epoch=lambda done, *_: seen.append(done), **how)  # noqa: E731
         patch.setattr("samelib.detectors.outlier_exposure.train", watched)
-        resumed = OutlierExposure("conv3", settings).fit(group, other)
+        resumed = fit_exposed(OutlierExposure("conv3", settings), group, other)
     assert seen == [2, 3]  # the checkpoint is of the first epoch: the second was cut before it was written
-    whole = OutlierExposure("conv3", settings).fit(group, store)
+    whole = fit_exposed(OutlierExposure("conv3", settings), group, store)
     assert resumed.cards["victim"]["sha256"] == whole.cards["victim"]["sha256"]
 
 
@@ -134,12 +135,12 @@ def test_a_weight_that_cannot_be_is_refused(weight):
 
 def test_an_outlier_set_is_needed(group, store, images):
     with pytest.raises(ValueError, match="these baselines need an outlier set"):
-        OutlierExposure("conv3", TRAIN).fit(replace(group, outliers=group.outliers[:0]), store)
+        fit_exposed(OutlierExposure("conv3", TRAIN), replace(group, outliers=group.outliers[:0]), store)
     other = ImageSet(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4).long(), ("a",), "colour")
     with pytest.raises(ValueError, match=r"the outliers are images \(3, 32, 32\)"):
-        OutlierExposure("conv3", TRAIN).fit(replace(group, outliers=other), store)
+        fit_exposed(OutlierExposure("conv3", TRAIN), replace(group, outliers=other), store)
     with pytest.raises(ValueError, match="benign images for the threshold"):
-        OutlierExposure("conv3", TRAIN).fit(group, store, fpr=0.001)
+        OutlierExposure("conv3", TRAIN).fit(group.victim_train, group.outliers, group.calibration, fpr=0.001)
 
 
 def test_an_unfitted_one_says_so(images):

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import fit_beside
 from torch import nn
 
 from samelib.detectors.base import NotFittedError
@@ -50,15 +51,17 @@ def plane(group):
 
 @pytest.fixture(scope="module")
 def fitted(group, victim):
-    return {method: PostHoc(method).fit(group, victim) for method in METHODS}
+    return {method: fit_beside(PostHoc(method), group, victim) for method in METHODS}
 
 
 def test_max_softmax_and_energy_by_hand(plane):
     x = points((0.6, -0.2), (0.2, 0.2), (0.0, 0.0))
     seen = ((x + 1) * 127.5).round() / 127.5 - 1  # the 8-bit grid
     logits = 10 * seen[:, 0, 0].double()
-    assert torch.allclose(PostHoc("max-softmax").fit(*plane).score(x), -logits.softmax(1).max(1).values, atol=1e-5)
-    assert torch.allclose(PostHoc("energy").fit(*plane).score(x), -logits.logsumexp(1), atol=1e-5)
+    assert torch.allclose(
+        fit_beside(PostHoc("max-softmax"), *plane).score(x), -logits.softmax(1).max(1).values, atol=1e-5
+    )
+    assert torch.allclose(fit_beside(PostHoc("energy"), *plane).score(x), -logits.logsumexp(1), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,7 @@ def test_max_softmax_and_energy_by_hand(plane):
     ],
 )
 def test_higher_is_more_suspicious(plane, method, normal, strange):
-    detector = PostHoc(method).fit(*plane)
+    detector = fit_beside(PostHoc(method), *plane)
     low, high = detector.score(points(normal, strange)).tolist()
     assert high > low
     assert low <= detector.threshold
@@ -88,7 +91,7 @@ def test_mahalanobis_by_hand(plane):
     precision = torch.linalg.inv(centred.T @ centred + 1e-6 * torch.eye(2))
     gap = group.benign_test.pixels().flatten(1)[:, None, :2].double() - means
     expected = 0.5 * torch.einsum("ncd,de,nce->nc", gap, precision, gap).min(1).values
-    found = PostHoc("mahalanobis").fit(group, victim).score(group.benign_test.images)
+    found = fit_beside(PostHoc("mahalanobis"), group, victim).score(group.benign_test.images)
     assert torch.allclose(found, expected, rtol=1e-4)
     assert torch.get_default_dtype() == torch.float32
 
@@ -97,7 +100,9 @@ def test_knn_by_hand(plane):
     group, victim = plane
     train, x = (nn.functional.normalize(s.pixels().flatten(1)[:, :2]) for s in (group.victim_train, group.benign_test))
     expected = torch.cdist(x, train).sort(1).values[:, 49].double()
-    assert torch.allclose(PostHoc("knn").fit(group, victim).score(group.benign_test.images), expected, atol=1e-5)
+    assert torch.allclose(
+        fit_beside(PostHoc("knn"), group, victim).score(group.benign_test.images), expected, atol=1e-5
+    )
 
 
 def test_labels_with_gaps_will_do(plane):
@@ -105,8 +110,8 @@ def test_labels_with_gaps_will_do(plane):
     gapped = replace(group.victim_train, labels=group.victim_train.labels * 4 + 3, classes=tuple("abcdefgh"))
     wide = Victim(victim.answer, victim.image_shape, 8, victim.model)
     x = points((0.6, -0.2), (0.3, 0.3))
-    found = PostHoc("mahalanobis").fit(replace(group, victim_train=gapped), wide).score(x)
-    assert torch.equal(found, PostHoc("mahalanobis").fit(group, victim).score(x))
+    found = fit_beside(PostHoc("mahalanobis"), replace(group, victim_train=gapped), wide).score(x)
+    assert torch.equal(found, fit_beside(PostHoc("mahalanobis"), group, victim).score(x))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -128,17 +133,17 @@ def test_the_victim_must_show_its_inside(group, victim, store):
     black_box = Victim(victim.answer, victim.image_shape, victim.classes)
     for method in METHODS:
         with pytest.raises(ValueError, match="this victim is a black box"):
-            PostHoc(method).fit(group, black_box)
+            fit_beside(PostHoc(method), group, black_box)
     ensemble = Ensemble("conv3", group.image_shape, 10, 2)
     answering = Victim(ensemble.answer, group.image_shape, 10, ensemble)
     with pytest.raises(ValueError, match="features of victim.model.trunk"):
-        PostHoc("knn").fit(group, answering)
+        fit_beside(PostHoc("knn"), group, answering)
     with pytest.raises(ValueError, match="need one row an image"):
-        PostHoc("energy").fit(group, answering)
+        fit_beside(PostHoc("energy"), group, answering)
     with pytest.raises(ValueError, match="the victim has 3 classes"):
-        PostHoc("energy").fit(group, Victim(victim.answer, victim.image_shape, 3, victim.model))
+        fit_beside(PostHoc("energy"), group, Victim(victim.answer, victim.image_shape, 3, victim.model))
     with pytest.raises(ValueError, match="at least 50 training images, got 20"):
-        PostHoc("knn").fit(replace(group, victim_train=group.victim_train[:20]), victim)
+        fit_beside(PostHoc("knn"), replace(group, victim_train=group.victim_train[:20]), victim)
 
 
 def test_bad_use_is_refused(fitted, images):

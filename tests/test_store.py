@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from samelib import store as artifacts
+from samelib import store as store_module
 from samelib.store import ArtifactError, ArtifactStore, DamagedArtifactWarning
 
 SPEC = {"kind": "linear", "seed": 0}
@@ -23,7 +23,7 @@ class Trainer:
     def __call__(self, module, checkpoint):
         self.calls += 1
         nn.init.constant_(module.weight, 0.5)
-        return [1.0, 0.5]
+        return [1.0, 0.5], 3.0
 
 
 def build():
@@ -35,10 +35,31 @@ def test_trained_once_then_read(tmp_path):
     first, card = store.trained(SPEC, build, trainer)
     second, again = store.trained(SPEC, build, trainer)
     assert trainer.calls == 1 and card == again
-    assert card["history"] == [1.0, 0.5] and card["spec"] == SPEC
+    assert card["losses"] == [1.0, 0.5] and card["seconds"] == 3.0 and card["spec"] == SPEC
     assert torch.equal(first.weight, second.weight) and not second.training
     store.trained(SPEC | {"seed": 1}, build, trainer)
     assert trainer.calls == 2
+
+
+def test_what_other_code_made_is_made_again(tmp_path, monkeypatch):
+    """A row may not claim weights that the code it names did not train."""
+    store, trainer = ArtifactStore(tmp_path), Trainer()
+    _, card = store.trained(SPEC, build, trainer)
+    assert card["measurement"] == store_module.MEASUREMENT
+    monkeypatch.setattr(store_module, "MEASUREMENT", store_module.MEASUREMENT + 1)
+    _, card = store.trained(SPEC, build, trainer)
+    assert trainer.calls == 2 and card["measurement"] == store_module.MEASUREMENT
+
+
+def test_published_models_are_read_and_never_written(tmp_path):
+    publisher, trainer = ArtifactStore(tmp_path / "published"), Trainer()
+    module, _ = publisher.trained(SPEC, build, trainer)
+    reader = ArtifactStore(tmp_path / "own", publisher.root)
+    again, card = reader.trained(SPEC, build, trainer)
+    assert trainer.calls == 1 and card["spec"] == SPEC and torch.equal(again.weight, module.weight)
+    assert reader.entries() == []
+    reader.trained(SPEC | {"seed": 1}, build, trainer)
+    assert trainer.calls == 2 and len(publisher.entries()) == len(reader.entries()) == 1
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "card.json"])
@@ -65,7 +86,7 @@ def fit(module, checkpoint):
     with open(Path(sys.argv[1]) / "trainings.txt", "a") as file:
         file.write("x")
     time.sleep(1.5)
-    return []
+    return [], 1.5
 
 ArtifactStore(sys.argv[1] + "/store").trained({"kind": "linear"}, lambda: nn.Linear(3, 2), fit)
 """
@@ -79,11 +100,11 @@ def test_two_processes_train_once(tmp_path):
 
 def test_another_version_is_named(tmp_path):
     folder = tmp_path / "model"
-    artifacts.save_folder(folder, {"w": torch.zeros(2)}, {})
+    store_module.save_folder(folder, {"w": torch.zeros(2)}, {})
     card = json.loads((folder / "card.json").read_text()) | {"format": 99}
     (folder / "card.json").write_text(json.dumps(card))
     with pytest.raises(ArtifactError, match="format version 99, this samelib reads 1"):
-        artifacts.load_folder(folder)
+        store_module.load_folder(folder)
 
 
 def test_unwritable_cache_is_said(tmp_path):
@@ -105,12 +126,12 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 
     def fit(module, checkpoint):
         checkpoint.write_bytes(b"state")
-        return []
+        return [], 1.0
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(artifacts, "save_file", full)
+    monkeypatch.setattr(store_module, "save_file", full)
     with pytest.raises(ArtifactError, match="no space left for .*goes on from its last checkpoint"):
         store.trained(SPEC, build, fit)
     left = [p.name for p, _ in store.entries()]

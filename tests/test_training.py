@@ -14,7 +14,7 @@ from samelib import training
 from samelib.data.synthetic import glyphs
 from samelib.models.classifiers import build_classifier
 from samelib.models.mae import MAESettings, MaskedAutoencoder
-from samelib.training import CheckpointWarning, TrainSettings, augmented, hash_seed, make_optimiser, train
+from samelib.training import CheckpointWarning, TrainSettings, augmented, make_optimiser, seed_of, train
 
 SCRIPT = """
 import sys, time, torch
@@ -31,9 +31,9 @@ def tell(epoch, model, loss):
     (folder / "epoch").write_text(str(epoch))
     time.sleep(pause)
 
-history = train_mae(model, glyphs("victim", 300), TrainSettings(8, 32, 1e-3), checkpoint=folder / "state.checkpoint",
-                    checkpoint_every=0, on_epoch=tell)
-torch.save({"weights": model.state_dict(), "history": history}, folder / "done.pt")
+losses, seconds = train_mae(model, glyphs("victim", 300), TrainSettings(8, 32, 1e-3),
+                            checkpoint=folder / "state.checkpoint", checkpoint_every=0, on_epoch=tell)
+torch.save({"weights": model.state_dict(), "losses": losses, "seconds": seconds}, folder / "done.pt")
 """
 
 
@@ -54,7 +54,8 @@ def test_sigkill_and_resume_end_in_the_same_weights(tmp_path):
     assert (tmp_path / "b" / "state.checkpoint").exists() and not (tmp_path / "b" / "done.pt").exists()
     assert run(tmp_path / "b").wait() == 0 and undisturbed.wait() == 0
     whole, resumed = (torch.load(tmp_path / name / "done.pt") for name in "ab")
-    assert whole["history"] == resumed["history"] and len(whole["history"]) == 8
+    assert whole["losses"] == resumed["losses"] and len(whole["losses"]) == 8
+    assert resumed["seconds"] > 1.0  # two pauses of half a second before the kill count, though it began anew without
     assert all(torch.equal(whole["weights"][k], resumed["weights"][k]) for k in whole["weights"])
 
 
@@ -71,18 +72,32 @@ def linear_problem():
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
 def test_it_learns(optimiser):
     model, loss = linear_problem()
-    history = train(model, loss, 256, TrainSettings(20, 32, 0.05, optimiser, weight_decay=0))
-    assert len(history) == 20 and history[-1] < 0.05 * history[0]
+    losses, _ = train(model, loss, 256, TrainSettings(20, 32, 0.05, optimiser, weight_decay=0))
+    assert len(losses) == 20 and losses[-1] < 0.05 * losses[0]
     assert not model.training
 
 
 def test_schedule_warms_up_and_ends_at_zero():
-    settings = TrainSettings(10, warmup=2)
-    assert settings.lr_factor(0) == 0 and settings.lr_factor(1) == 0.5 and settings.lr_factor(2) == 1
-    assert settings.lr_factor(6) == pytest.approx(0.5) and settings.lr_factor(10) == pytest.approx(0)
+    settings = TrainSettings(10, warmup=0.2)
+    assert settings.lr_factor(0) == 0 and settings.lr_factor(0.1) == 0.5 and settings.lr_factor(0.2) == 1
+    assert settings.lr_factor(0.6) == pytest.approx(0.5) and settings.lr_factor(1) == pytest.approx(0)
     released = TrainSettings(500, schedule="author_code")
-    assert released.lr_factor(0.7) == pytest.approx(1 / 50)
-    assert released.lr_factor(250.5) == pytest.approx((1 + math.cos(math.pi / 2)) / 2)
+    assert released.lr_factor(0.7 / 500, 500) == pytest.approx(1 / 50)
+    assert released.lr_factor(250.5 / 500, 500) == pytest.approx((1 + math.cos(math.pi / 2)) / 2)
+
+
+def test_a_training_of_one_step_changes_the_weights():
+    model, loss = linear_problem()
+    before = model.weight.clone()
+    train(model, loss, 32, TrainSettings(1, 32, 0.1))
+    assert (model.weight - before).abs().min() > 0.01
+
+
+def test_a_training_may_be_an_amount_of_images():
+    settings = TrainSettings(seen=1_000, batch=32)
+    assert [settings.epochs_of(count) for count in (100, 400, 5_000)] == [10, 2, 1]
+    model, loss = linear_problem()
+    assert len(train(model, loss, 250, settings).losses) == 4
 
 
 def test_only_matrices_are_decayed():
@@ -99,7 +114,18 @@ def test_nothing_to_train_on_and_divergence_are_said():
         train(model, lambda i, g: loss(i, g) * float("nan"), 256, TrainSettings(1))
 
 
-@pytest.mark.parametrize("bad", [{"epochs": 0}, {"epochs": 1, "lr": 0}, {"epochs": 1, "optimiser": "adam"}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"epochs": 0},
+        {"epochs": 1, "lr": 0},
+        {"epochs": 1, "optimiser": "adam"},
+        {},
+        {"epochs": 1, "seen": 9},
+        {"seen": 0},
+        {"epochs": 1, "warmup": 2},
+    ],
+)
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ValueError):
         TrainSettings(**bad)
@@ -119,8 +145,10 @@ def test_augmentation_shifts_and_never_mirrors_digits():
     assert colour.shape == (32, 3, 32, 32)
 
 
-def test_seeds_of_pairs_differ():
-    assert len({hash_seed(a, b) for a in range(30) for b in range(30)}) == 900
+def test_streams_of_random_numbers_are_apart():
+    seeds = {seed_of(a, "epoch", b) for a in range(30) for b in range(30)}
+    seeds |= {seed_of(a, name) for a in range(30) for name in ("victim", "substitute", "auxiliary")}
+    assert len(seeds) == 990 and min(seeds) >= 0 and max(seeds) < 2**63
 
 
 def test_a_full_disk_does_not_end_a_training(tmp_path, monkeypatch):
@@ -130,10 +158,10 @@ def test_a_full_disk_does_not_end_a_training(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", full)
     model, loss = linear_problem()
     with pytest.warns(CheckpointWarning, match="No space left on device; training goes on"):
-        history = train(
+        losses, _ = train(
             model, loss, 256, TrainSettings(3), checkpoint=tmp_path / "state.checkpoint", checkpoint_every=0
         )
-    assert len(history) == 3 and list(tmp_path.iterdir()) == []
+    assert len(losses) == 3 and list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_checkpoint_is_set_aside(tmp_path):
@@ -143,7 +171,7 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path):
     path.write_bytes(path.read_bytes()[:300])
     model, loss = linear_problem()
     with pytest.warns(CheckpointWarning, match="is damaged .* begins anew"):
-        assert len(train(model, loss, 256, TrainSettings(2), checkpoint=path)) == 2
+        assert len(train(model, loss, 256, TrainSettings(2), checkpoint=path).losses) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["damaged-state.checkpoint"]
 
 

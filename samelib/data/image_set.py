@@ -44,21 +44,20 @@ def check_queries(x: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
         OutOfRangeWarning: pixels outside [-1, 1]; the caller clamps them (`quantise`). Or floats that all lie in [0, 1].
     """
     x = torch.as_tensor(x)
-    as_bytes = x.dtype == torch.uint8
-    if as_bytes:
-        x = to_float(x)
-    if not x.is_floating_point():
+    if x.dtype != torch.uint8 and not x.is_floating_point():
         raise TypeError(f"images must be uint8 in 0..255 or float in [-1, 1], got {x.dtype}; convert with to_float")
     if x.ndim != 4 or tuple(x.shape[1:]) != tuple(image_shape):
         raise ValueError(f"images must have shape [N, {', '.join(map(str, image_shape))}], got {list(x.shape)}")
     if len(x) == 0:
         raise ValueError("the batch is empty: send at least one image")
+    if x.dtype == torch.uint8:
+        return to_float(x)
     if not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
         raise ValueError(f"{bad} of {len(x)} images hold NaN or infinite pixels; repair or drop them before the query")
     if x.abs().max() > 1:
         _warn_once("pixels outside [-1, 1] are clamped, as an 8-bit image API does")
-    elif not as_bytes and x.min() >= 0 and x.max() > x.min():
+    elif x.min() >= 0 and x.max() > x.min():
         _warn_once("all pixels lie in [0, 1], but -1 is black here and 1 is white: scale images in [0, 1] by 2 * x - 1")
     return x.float()
 
@@ -93,7 +92,10 @@ class ImageSet:
 
     def __post_init__(self):
         if self.images.dtype != torch.uint8:
-            raise TypeError(f"{self.name}: images must be uint8 in 0..255, got {self.images.dtype}")
+            raise TypeError(
+                f"{self.name}: images must be uint8 in 0..255, got {self.images.dtype}; "
+                "to_uint8(x) makes them of floats in [-1, 1], to_uint8(2 * x - 1) of floats in [0, 1]"
+            )
         if self.images.ndim != 4 or self.images.shape[1] not in (1, 3):
             raise ValueError(f"{self.name}: images must be [N, 1 or 3, H, W], got {list(self.images.shape)}")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
@@ -146,7 +148,7 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over shape, pixels and labels: the identity of the data in caches and results."""
+        """SHA-256 over shape, pixels and labels, the identity of the data in caches and results."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         digest.update(self.images.cpu().contiguous().numpy())
         digest.update(self.labels.cpu().contiguous().numpy())

@@ -63,18 +63,18 @@ def _torchvision(name: str, **options) -> ImageSet:
     root, download = data_root()
     title, folder = f"{name} {'train' if options['train'] else 'test'}", root / _folder(name)
     try:
-        found = getattr(datasets, name)(str(root), download=download, **options)
-        pixels = torch.as_tensor(np.asarray(found.data))
+        source = getattr(datasets, name)(str(root), download=download, **options)
+        pixels = torch.as_tensor(np.asarray(source.data))
         images = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
         if name == "EMNIST":
             images = images.transpose(-1, -2)  # the files hold every digit mirrored along its diagonal
-        classes = tuple(found.classes) if name.startswith("CIFAR") else tuple(map(str, range(10)))
-        labels = torch.as_tensor(found.targets, dtype=torch.int64)
-        read = ImageSet(images.contiguous(), labels, classes, title)
-        wanted = (3, 32, 32) if name.startswith("CIFAR") else (1, 28, 28)
-        if read.image_shape != wanted:
-            raise ValueError(f"images are {read.image_shape}, they should be {wanted}")
-        return read
+        classes = tuple(source.classes) if name.startswith("CIFAR") else tuple(map(str, range(10)))
+        labels = torch.as_tensor(source.targets, dtype=torch.int64)
+        image_set = ImageSet(images.contiguous(), labels, classes, title)
+        expected = (3, 32, 32) if name.startswith("CIFAR") else (1, 28, 28)
+        if image_set.image_shape != expected:
+            raise ValueError(f"images are {image_set.image_shape}, they should be {expected}")
+        return image_set
     except Exception as error:  # torchvision raises everything from RuntimeError to struct.error on a damaged file
         remedy = (
             "delete that folder and run again to download it afresh, or set SAMELIB_DATA to a local data root"
@@ -153,10 +153,10 @@ def from_path(path: str | Path, image_shape: tuple[int, int, int] | None = None)
     if path.is_dir():
         return from_folder(path, image_shape, path.name)
     if path.suffix == ".npz":
-        found = from_npz(path, path.stem)
-        if image_shape and found.image_shape != tuple(image_shape):
-            raise DataError(f"{path}: images are {found.image_shape}, this group needs {tuple(image_shape)}")
-        return found
+        images = from_npz(path, path.stem)
+        if image_shape and images.image_shape != tuple(image_shape):
+            raise DataError(f"{path}: images are {images.image_shape}, this group needs {tuple(image_shape)}")
+        return images
     raise DataError(f"{path}: give a folder of images ({', '.join(sorted(IMAGE_SUFFIXES))}) or an .npz file")
 
 
@@ -172,6 +172,8 @@ def from_npz(path: Path, name: str) -> ImageSet:
         raise DataError(f"{path} has no array `images` (it holds {sorted(arrays)}); {shape}")
     images = arrays["images"]
     labels = arrays.get("labels", np.zeros(len(images), np.int64))
+    if np.issubdtype(images.dtype, np.floating):
+        shape += "; of floats in [0, 1] make them with (255 * images).round().astype('uint8')"
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) == 0:
         raise DataError(f"{path}: {shape}, got {images.dtype} {list(images.shape)}")
     if images.ndim == 3:

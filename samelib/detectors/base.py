@@ -21,8 +21,8 @@ class NotFittedError(RuntimeError):
 def conformal_p_values(scores: Tensor, calibration: Tensor) -> Tensor:
     """(1 + number of calibration scores >= s) / (n + 1) for each score s [N]: benign queries get p <= u at most u often."""
     ordered = calibration.sort().values
-    below = torch.searchsorted(ordered, scores.to(ordered.dtype))
-    return (1 + len(ordered) - below) / (len(ordered) + 1)
+    smaller = torch.searchsorted(ordered, scores.to(ordered.dtype))
+    return (1 + len(ordered) - smaller) / (len(ordered) + 1)
 
 
 def check_fpr(fpr: float, count: int) -> None:
@@ -56,6 +56,10 @@ class Detector(ABC):
     image_shape: tuple[int, int, int] | None = None
     calibration_scores: Tensor | None = None
     fpr: float | None = None
+
+    def __sklearn_clone__(self) -> "Detector":
+        """A fitted detector is a parameter like any other: clones of a `DetectorEstimator` share it."""
+        return self
 
     @abstractmethod
     def fit(self, *sets, store: ArtifactStore | None = None, fpr: float = 0.05) -> "Detector":
@@ -132,7 +136,7 @@ class DetectorEstimator(OutlierMixin, BaseEstimator):
 
     Args:
         detector: fitted; `fit` here calibrates it on the rows of X, benign ones.
-        image_shape: (C, H, W) of a row; None: a row is an image of one line.
+        image_shape: (C, H, W) of a row; None: the detector's own, or, where it has none, an image of one line.
         fpr: share of benign rows to flag.
     """
 
@@ -142,7 +146,7 @@ class DetectorEstimator(OutlierMixin, BaseEstimator):
         self.fpr = fpr
 
     def _images(self, X) -> Tensor:
-        shape = self.image_shape or (1, 1, X.shape[1])
+        shape = self.image_shape or self.detector.image_shape or (1, 1, X.shape[1])
         if math.prod(shape) != X.shape[1]:
             raise ValueError(f"a row of {X.shape[1]} features is no image of shape {tuple(shape)}")
         return torch.tensor(X, dtype=torch.float32).reshape(len(X), *shape)
