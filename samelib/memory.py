@@ -12,8 +12,8 @@ def keep_freed_memory() -> None:
     """Lets glibc's malloc keep large freed blocks, for the rest of the process; elsewhere it does nothing.
 
     As shipped, glibc fetches every tensor above 32 MiB from the system anew and gives it back when it is freed. The
-    kernel then clears each page again in every step: in float32 a fifth of the ViT-Tiny's step went there. The process
-    stays as large as it was at its peak.
+    kernel then clears each page again in every step, and the ViT-Tiny's activations are of that size
+    (reproduction/benchmarks/mae.py measures it). The process stays as large as it was at its peak.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

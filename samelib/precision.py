@@ -1,7 +1,8 @@
 """What the processor at hand computes fastest, measured once a process and not guessed from its name.
 
 A processor that has bfloat16 instructions may still be slower with them, and PyTorch's fused attention wins on one
-CPU and loses on the next. A GPU is asked, not measured. On a CPU both probes together take well under 100 ms.
+CPU and loses on the next. A GPU is asked, not measured. The probes take milliseconds and leave random numbers, threads
+and modes of the process as they were.
 """
 
 import os
