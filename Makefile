@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 # --no-compile: Python compiles the modules it meets; compiling all of PyTorch first would take longer.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 READY := $(VENV)/.ready
+# Where bytecode may not be written, every process would compile the same three thousand modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help book test lint env clean
 

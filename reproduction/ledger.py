@@ -48,7 +48,7 @@ def verdict(paper: dict[str, float], ours: dict[str, float], key: str) -> str:
     """Of one figure in percent, given its neighbours: the figures it is compared with in the paper, by name.
 
     Reproduced: at most 2 points away. Same order: it lies above, below or beside (within 1 point) each of its
-    neighbours as in the paper.
+    neighbours as in the paper, and all of them are there.
     """
     if key not in ours:
         return OPEN
@@ -56,7 +56,7 @@ def verdict(paper: dict[str, float], ours: dict[str, float], key: str) -> str:
         return REPRODUCED
     others = [name for name in ours if name != key]
     agree = all(_side(paper[key] - paper[n]) == _side(ours[key] - ours[n]) for n in others)
-    return ORDER if others and agree else NOT
+    return ORDER if agree and len(ours) == len(paper) > 1 else NOT
 
 
 def _side(difference: float) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from samelib import __version__
-from samelib.attacks import ATTACKS, make_attack
+from samelib.attacks import ATTACKS, AttackResult, make_attack
 from samelib.attacks.jbda import DIRECTIONS
 from samelib.attacks.knockoff import REWARDS
 from samelib.data.groups import SIZES, load_group
@@ -24,7 +24,7 @@ from samelib.data.image_set import OutOfRangeWarning
 from samelib.data.real import DataError, cifar100_superclasses, from_npz, list_images, read_image
 from samelib.detectors.base import check_fpr
 from samelib.detectors.same import SameDetector
-from samelib.gateway import QueryGateway
+from samelib.gateway import Gateway, QueryGateway
 from samelib.metrics import accuracy, binomial_interval
 from samelib.models.classifiers import Victim
 from samelib.plots import image_rows
@@ -57,6 +57,8 @@ class Commands(click.Group):
         warnings.simplefilter("once", OutOfRangeWarning)
         try:
             return super().invoke(context)
+        except click.exceptions.Exit:  # a RuntimeError that means success
+            raise
         except (RuntimeError, ValueError, ArithmeticError, OSError) as error:
             sys.exit(f"samelib: {error}")
         except KeyboardInterrupt:
@@ -73,33 +75,22 @@ def samelib() -> None:
     """Detects model extraction queries with SAME: reconstruction error plus deviation of predictions."""
 
 
-def new_folder(context: click.Context, parameter: click.Parameter, folder: Path) -> Path:
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists; remove it or choose another name")
-    return folder
+def new_folder(name: str) -> Path:
+    if Path(name).exists():
+        raise FileExistsError(f"{name} exists; remove it or choose another name")
+    return Path(name)
 
 
-def superclasses(context: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
-    if text is None or text == "cifar100":
-        return text and cifar100_superclasses()
-    return [int(number) for number in text.split(",")]
+def superclasses(text: str) -> list[int]:
+    return cifar100_superclasses() if text == "cifar100" else [int(number) for number in text.split(",")]
 
 
-def folder_to_write(name: str):
-    return click.argument(name, type=click.Path(path_type=Path), callback=new_folder)
-
-
-def saved_folder(*name: str, **more):
-    return click.option(*name, type=click.Path(path_type=Path), metavar="FOLDER", **more)
-
-
-GROUP = "glyphs or shapes (embedded), mnist, cifar10, or path:FOLDER / path:FILE.npz of your own."
-data_option = click.option("--data", default="glyphs", help=GROUP)
-tier_option = click.option(
-    "--tier", type=click.Choice(list(SIZES)), default="lecture", help="Seconds, minutes on two cores, or a GPU's work."
-)
+OWN_GROUP = "glyphs or shapes (embedded), mnist, cifar10, or path:FOLDER / path:FILE.npz of your own."
+HOW_MUCH = "How much data and training: seconds, minutes on two cores, or a GPU's work."
+data_option = click.option("--data", default="glyphs", help=OWN_GROUP)
+tier_option = click.option("--tier", type=click.Choice(list(SIZES)), default="lecture", help=HOW_MUCH)
 seed_option = click.option("--seed", default=0, help="Of weights, order, masks and queries.")
-detector_argument = click.argument("detector", type=click.Path(path_type=Path))
+detector_argument = click.argument("detector", type=Path)
 
 
 @samelib.command()
@@ -109,7 +100,7 @@ detector_argument = click.argument("detector", type=click.Path(path_type=Path))
 @click.option("--outliers", help="path:... to use as the baselines' outlier set.")
 @click.option("--sheet", metavar="FILE.png", help="Draw a contact sheet of all six sets.")
 def data(data: str, tier: str, proxy: str | None, outliers: str | None, sheet: str | None) -> None:
-    """Show a group of data sets: its six disjoint sets and what they hold."""
+    """Show the six disjoint sets of a group."""
     group = load_group(data, tier, proxy=proxy, outliers=outliers)
     for name, images in group.sets().items():
         shape = " x ".join(map(str, images.image_shape))
@@ -121,16 +112,16 @@ def data(data: str, tier: str, proxy: str | None, outliers: str | None, sheet: s
 
 
 @samelib.command()
-@folder_to_write("detector")
+@click.argument("detector", type=new_folder)
 @data_option
 @tier_option
 @seed_option
 @click.option("--fpr", default=0.05, help="Share of benign queries to flag.")
 def fit(detector: Path, data: str, tier: str, seed: int, fpr: float) -> None:
-    """Train a victim and its detector, and save both as the folder DETECTOR.
+    """Train a victim and its detector.
 
-    Trains a victim, the masked autoencoder and the auxiliary model (or takes them from the cache), and calibrates the
-    threshold on held-out benign images.
+    Trains a victim, the masked autoencoder and the auxiliary model (or takes them from the cache), calibrates the
+    threshold on held-out benign images, and writes all of it as the folder DETECTOR.
     """
     group = load_group(data, tier, device=best_device())
     settings = preset(tier, group.image_shape)
@@ -148,12 +139,12 @@ def fit(detector: Path, data: str, tier: str, seed: int, fpr: float) -> None:
 
 @samelib.command()
 @detector_argument
-@click.argument("images", type=click.Path(path_type=Path))
+@click.argument("images", type=Path)
 @click.option("--output", type=click.File("w"), default="-", metavar="FILE.csv", help="Where to write the table.")
 def score(detector: Path, images: Path, output) -> None:
-    """Score IMAGES (an image, a folder of them, or an .npz) with DETECTOR, a folder written by samelib fit.
+    """Score images with a saved detector.
 
-    Writes one CSV row an image: score (higher = more suspicious), its two terms, the conformal p-value (small = few
+    IMAGES is an image, a folder of them (resized to fit) or an .npz file, DETECTOR a folder written by samelib fit. Writes one CSV row an image: score (higher = more suspicious), its two terms, the conformal p-value (small = few
     benign images look as strange) and whether it is flagged. Of a file that cannot be read the row says why, and the
     exit status is 1.
     """
@@ -196,12 +187,17 @@ def score_rows(detector: SameDetector, images: list[Tensor]) -> list[dict]:
     return [row | {"flagged": int(flag)} for row, flag in zip(rows, scores > detector.threshold, strict=True)]
 
 
-@samelib.command()
+@samelib.command(epilog="\n\n".join(f"{name}: {kind.__doc__.splitlines()[0]}" for name, kind in ATTACKS.items()))
 @click.argument("attack", type=click.Choice(list(ATTACKS)))
-@folder_to_write("folder")
+@click.argument("folder", type=new_folder)
 @data_option
 @tier_option
-@saved_folder("--victim", help="Of a detector (it then watches), or of a substitute; without it the group's own.")
+@click.option(
+    "--victim",
+    type=Path,
+    metavar="FOLDER",
+    help="Of a detector (it then watches), or of a substitute; without it the group's own.",
+)
 @click.option("--url", help="A live service to attack; --victim then only measures the copy.")
 @click.option("--budget", type=int, help="Queries to spend; by default the tier's larger budget.")
 @seed_option
@@ -210,7 +206,7 @@ def score_rows(detector: SameDetector, images: list[Tensor]) -> list[dict]:
 @click.option("--reward", type=click.Choice([*REWARDS, "all"]), help="adaptive-knockoff: what the bandit is paid for.")
 @click.option(
     "--superclasses",
-    callback=superclasses,
+    type=superclasses,
     metavar="N,N,...",
     help="adaptive-knockoff: for each proxy class its superclass, or cifar100: a tree of bandits.",
 )
@@ -224,10 +220,10 @@ def score_rows(detector: SameDetector, images: list[Tensor]) -> list[dict]:
 def attack(
     attack, folder: Path, data, tier, victim: Path | None, url, budget: int | None, seed: int, **options
 ) -> None:
-    """Steal a model; save the query log and the copy as FOLDER.
+    """Steal a model; save the query log and the copy.
 
-    Attacks a group's own victim, a saved one or a live service, and writes queries.npz (images, answers, and scores where
-    a detector watched) and the substitute. The attacker's proxy and seed images are those of the group.
+    Attacks a group's own victim, a saved one or a live service, and writes into FOLDER: queries.npz (images, answers, and
+    scores where a detector watched), and the substitute. The attacker's proxy and seed images are those of the group.
     """
     options = used_options(attack, ATTACK_OPTIONS, options)
     group = load_group(data, tier, proxy=options.pop("proxy", None), device=best_device())
@@ -237,13 +233,9 @@ def attack(
     attacker.check_budget(budget)  # before a victim is trained for it
 
     owned, detector = load_victim(victim) if victim else (None, None)
-    if url:
-        with extra("attack --url"):
-            from samelib.service.client import RemoteGateway
-        gateway = RemoteGateway(url, budget)
-    else:
+    if not url:
         owned = owned or train_victim(group, settings, seed)
-        gateway = QueryGateway(owned, budget, detector)
+    gateway = remote_gateway(url, budget) if url else QueryGateway(owned, budget, detector)
     for source in filter(None, (gateway, owned)):
         if (source.image_shape, source.classes) != (group.image_shape, group.classes):
             raise ValueError(
@@ -260,18 +252,29 @@ def attack(
     Victim.of(result.substitute, group.image_shape, group.classes, settings.architecture).save(
         folder / "substitute", attack=attack, seed=seed, data=group.fingerprint, **measured
     )
-    print(f"substitute: {folder / 'substitute'}", end="")
-    print(f", accuracy {measured['accuracy']:.1%}, fidelity {measured['fidelity']:.1%}" if measured else "")
+    print(f"substitute: {folder / 'substitute'}")
+    print_result(result, gateway, detector)
+
+
+def print_result(result: AttackResult, gateway: Gateway, detector: SameDetector | None) -> None:
+    """What the attack was worth, and what the service made of it."""
+    for measured in result.curve[-1:]:
+        print(f"accuracy {measured['accuracy']:.1%}, fidelity {measured['fidelity']:.1%}")
     if result.stopped:
-        print(f"stopped after {result.queries:,} of {budget:,} queries: {result.stopped}")
-    if url:
-        refused, hashes = result.queries - result.answered, int(gateway.log.hashes.sum())
-        print(f"answered: {result.answered:,}, refused: {refused:,}, hashes: {hashes:,}")
-    elif detector:
+        print(f"stopped after {result.queries:,} of {gateway.budget:,} queries: {result.stopped}")
+    print(f"answered: {result.answered:,}, refused: {result.queries - result.answered:,}", end="")
+    print(f", hashes: {int(gateway.log.hashes.sum()):,}" if hasattr(gateway.log, "hashes") else "")
+    if detector and hasattr(gateway.log, "scores"):
         flagged = float((gateway.log.scores > detector.threshold).float().mean())
         print(f"queries flagged: {flagged:.1%} (benign ones: {detector.fpr:.1%} by calibration)")
     else:
-        print(f"next: samelib score DETECTOR {folder / 'queries.npz'}")
+        print("next: samelib score DETECTOR FOLDER/queries.npz")
+
+
+def remote_gateway(url: str, budget: int) -> Gateway:
+    with extra("attack --url"):
+        from samelib.service.client import RemoteGateway
+    return RemoteGateway(url, budget)
 
 
 def used_options(choice: str, allowed: dict[str, set[str]], options: dict) -> dict:
@@ -292,7 +295,7 @@ def load_victim(folder: Path) -> tuple[Victim, SameDetector | None]:
 
 @samelib.command()
 @detector_argument
-@saved_folder("--victim", help="A classifier to serve instead of the one saved along.")
+@click.option("--victim", type=Path, metavar="FOLDER", help="A classifier to serve instead of the one saved along.")
 @click.option("--response", type=click.Choice(list(RESPONSE_OPTIONS)), default="reject",
               help="To strange queries: refuse them, ask for proof of work, only count them, or do not even look.")  # fmt: skip
 @click.option("--fpr", type=float, help="reject: share of benign queries to refuse; by default the detector's own.")
@@ -302,9 +305,9 @@ def load_victim(folder: Path) -> tuple[Victim, SameDetector | None]:
 @click.option("--host", default="127.0.0.1", help="The default is for this machine alone.")
 @click.option("--port", default=8000, help="0 takes a free one.")
 def serve(detector: Path, victim: Path | None, response: str, host: str, port: int, **options) -> None:
-    """Put DETECTOR, a folder written by samelib fit, in front of its victim as an HTTP service.
+    """Serve a victim over HTTP, its detector in front.
 
-    Serves predictions, /docs, /healthz and /metrics until it is stopped; what it accepted by then is answered. Needs
+    DETECTOR is a folder written by samelib fit. Serves predictions, /docs, /healthz and /metrics until it is stopped; what it accepted by then is answered. Needs
     pip install 'samelib[serve]'. With proof of work, SAMELIB_SECRET signs the challenges: 16 characters or more, to be
     kept across restarts together with --stamps.
     """
@@ -343,9 +346,7 @@ def stamp_office(stamps: str | None):
             "SAMELIB_SECRET and --stamps FILE go together: with a lasting secret and no file, a stamp could be spent "
             "again after a restart; a file without the secret remembers what nobody signs any more"
         )
-    if secret is None:
-        return StampOffice(secrets.token_bytes(32))
-    return StampOffice(secret.encode(), spent=SpentStamps(stamps))
+    return StampOffice(secrets.token_bytes(32) if secret is None else secret.encode(), spent=SpentStamps(stamps))
 
 
 @samelib.command()

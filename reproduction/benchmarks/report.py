@@ -3,11 +3,10 @@
 `python -m reproduction.benchmarks.report` prints it. The other files of this folder measure its rows again.
 """
 
-from pathlib import Path
-
 import pandas as pd
 
-ROWS = Path(__file__).parents[1] / "results" / "benchmarks.jsonl"
+from reproduction.rows import RESULTS, load_cells
+from reproduction.tables import markdown
 
 PAGE = """\
 # Speed, service, soak
@@ -60,7 +59,7 @@ Then the service was told to stop while clients were asking. No request that it 
 
 def page() -> str:
     """The page as Markdown."""
-    rows = pd.read_json(ROWS, lines=True)
+    rows = pd.DataFrame(load_cells(RESULTS / "benchmarks.jsonl"))
     service = rows[rows["benchmark"].str.startswith("service: ")]
     return PAGE.format(
         machines="; ".join(sorted(rows["device"].unique())),
@@ -77,74 +76,86 @@ def page() -> str:
 def models_table(rows: pd.DataFrame) -> str:
     """Speed of the autoencoder beside the plain reference."""
     rows = rows.dropna(subset="ratio_to_reference")
-    return markdown({
-        "masked autoencoder": rows["benchmark"],
-        "images/s": rows["images_per_second"].map("{:,.0f}".format),
-        "times the reference": ratios(rows, "ratio_to_reference", 1),
-        "of the matrix ceiling": rows["share_of_matrix_ceiling"].map("{:.0%}".format),
-    })
+    return table(
+        {
+            "masked autoencoder": rows["benchmark"],
+            "images/s": rows["images_per_second"].map("{:,.0f}".format),
+            "times the reference": ratios(rows, "ratio_to_reference", 1),
+            "of the matrix ceiling": rows["share_of_matrix_ceiling"].map("{:.0%}".format),
+        }
+    )
 
 
 def detectors_table(rows: pd.DataFrame) -> str:
     """Speed and memory of detection beside the victim alone."""
     rows = rows.dropna(subset="queries")
-    return markdown({
-        "detector": rows["benchmark"],
-        "queries": rows["queries"].map("{:,.0f}".format),
-        "queries/s": rows["queries_per_second"].map("{:,.0f}".format),
-        "victim's time = 1": rows["times_the_victim"].map("{:.1f}".format, na_action="ignore"),
-        "growth of memory": rows["growth_mib"].map("{:.0f} MiB".format),
-    })
+    return table(
+        {
+            "detector": rows["benchmark"],
+            "queries": rows["queries"].map("{:,.0f}".format),
+            "queries/s": rows["queries_per_second"].map("{:,.0f}".format),
+            "victim's time = 1": rows["times_the_victim"].map("{:.1f}".format, na_action="ignore"),
+            "growth of memory": rows["growth_mib"].map("{:.0f} MiB".format),
+        }
+    )
 
 
 def attacks_table(rows: pd.DataFrame) -> str:
     """Speed of the attacks and how their time grows with the budget."""
     rows = rows.dropna(subset="attack")
-    return markdown({
-        "attack": rows["attack"],
-        "budget": rows["budget"].map("{:,.0f}".format),
-        "queries/s": rows["queries_per_second"].map("{:,.0f}".format),
-        "victim's time = 1": rows["times_the_victim"].map("{:.1f}".format),
-        "growth": rows["growth"].map("{:.2f}".format, na_action="ignore"),
-    })
+    return table(
+        {
+            "attack": rows["attack"],
+            "budget": rows["budget"].map("{:,.0f}".format),
+            "queries/s": rows["queries_per_second"].map("{:,.0f}".format),
+            "victim's time = 1": rows["times_the_victim"].map("{:.1f}".format),
+            "growth": rows["growth"].map("{:.2f}".format, na_action="ignore"),
+        }
+    )
 
 
 def loads_table(rows: pd.DataFrame) -> str:
     """The service under load beside itself without detection."""
     rows = rows.dropna(subset="ratio_to_off")
-    return markdown({
-        "service": short(rows),
-        "queries/s": rows["queries_per_second"].map("{:,.0f}".format),
-        "detection off = 1": ratios(rows, "ratio_to_off", 2),
-        "p50, ms": rows["p50_ms"].map("{:.1f}".format),
-        "p99, ms": rows["p99_ms"].map("{:.1f}".format),
-        "its own ms a query": rows["service_cpu_ms"].map("{:.1f}".format),
-    })
+    return table(
+        {
+            "service": short(rows),
+            "queries/s": rows["queries_per_second"].map("{:,.0f}".format),
+            "detection off = 1": ratios(rows, "ratio_to_off", 2),
+            "p50, ms": rows["p50_ms"].map("{:.1f}".format),
+            "p99, ms": rows["p99_ms"].map("{:.1f}".format),
+            "its own ms a query": rows["service_cpu_ms"].map("{:.1f}".format),
+        }
+    )
 
 
 def soaks_table(rows: pd.DataFrame) -> str:
     """A long run whose every answer was checked."""
     rows = rows.dropna(subset="requests")
     counts = ("requests", "answered", "refused", "wrong", "lost")
-    return markdown({
-        "soak": short(rows).str.removeprefix("soak, "),
-        **{count: rows[count].map("{:,.0f}".format) for count in counts},
-        "held": rows["resident_mib"].map("{:,.0f} MiB".format),
-        "growth": rows["growth_mib"].map("{:,.0f} MiB".format),
-        "stamps spent": rows["stamps_spent"].map("{:,.0f}".format),
-        "twice": rows["spent_twice"].map("{:.0f}".format),
-    })
+    return table(
+        {
+            "soak": short(rows).str.removeprefix("soak, "),
+            **{count: rows[count].map("{:,.0f}".format) for count in counts},
+            "held": rows["resident_mib"].map("{:,.0f} MiB".format),
+            "growth": rows["growth_mib"].map("{:,.0f} MiB".format),
+            "stamps spent": rows["stamps_spent"].map("{:,.0f}".format),
+            "twice": rows["spent_twice"].map("{:.0f}".format),
+        }
+    )
 
 
 def stops_table(rows: pd.DataFrame) -> str:
     """Stops under load."""
     rows = rows.dropna(subset="stops")
-    return markdown({
-        "SIGTERM under load, times": rows["stops"].map("{:.0f}".format),
-        "requests accepted": rows["accepted"].map("{:,.0f}".format),
-        "answered": rows["answered"].map("{:,.0f}".format),
-        "lost": rows["lost"].map("{:,.0f}".format),
-    })
+    return table(
+        {
+            "SIGTERM under load, times": rows["stops"].map("{:.0f}".format),
+            "requests accepted": rows["accepted"].map("{:,.0f}".format),
+            "answered": rows["answered"].map("{:,.0f}".format),
+            "lost": rows["lost"].map("{:,.0f}".format),
+        }
+    )
 
 
 def short(rows: pd.DataFrame) -> pd.Series:
@@ -158,11 +169,9 @@ def ratios(rows: pd.DataFrame, name: str, digits: int) -> pd.Series:
     return middle + " (" + low + " to " + high + ")"
 
 
-def markdown(columns: dict[str, pd.Series]) -> str:
-    """A table whose first column is words and whose others are numbers."""
-    table = pd.DataFrame(columns).fillna("")
-    align = ("left", *("right",) * (len(columns) - 1))
-    return table.to_markdown(index=False, disable_numparse=True, colalign=align)
+def table(columns: dict[str, pd.Series]) -> str:
+    """Columns by their headings, the first of words, as Markdown; what was not measured stays empty."""
+    return markdown(list(columns), pd.DataFrame(columns).fillna("").values)
 
 
 if __name__ == "__main__":

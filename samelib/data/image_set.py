@@ -148,7 +148,7 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over shape, pixels and labels: the identity of the data in caches and results."""
+        """SHA-256 over shape, pixels and labels, the identity of the data in caches and results."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         digest.update(self.images.cpu().contiguous().numpy())
         digest.update(self.labels.cpu().contiguous().numpy())
