@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from chapters import Build, BuildError, digest, metadata, notebooks, run_chapters
+from chapters import Build, BuildError, digest, metadata, notebooks, run_chapters, too_many_operations
 from check_pages import check_notebook, check_pages
 
 TIERS = ("smoke", "lecture", "paper")
@@ -54,7 +54,7 @@ def write_generated_pages(build: Build) -> None:
 
 def status_table(build: Build) -> str:
     """Markdown table of the runs, from papermill's metadata (Jupyter Book's own is empty when it executes nothing)."""
-    rows = [("notebook", "run with", "when (UTC)", "seconds", "memory", "outcome", "on")]
+    rows = [("notebook", "run with", "when (UTC)", "seconds", "memory", "operations", "outcome", "on")]
     rows.append(("---",) * len(rows[0]))
     for name in notebooks(build.root):
         run = metadata(build, name).papermill
@@ -64,7 +64,18 @@ def status_table(build: Build) -> str:
         when = run.start_time[:16].replace("T", " ")
         machine = f"samelib {book.samelib}, torch {book.torch}, {book.device}"
         outcome = "failed" if run.exception else "passed"
-        rows.append((link, scale, when, f"{run.duration:.0f}", f"{book.peak_mib:,} MiB", outcome, machine))
+        rows.append(
+            (
+                link,
+                scale,
+                when,
+                f"{run.duration:.0f}",
+                f"{book.peak_mib:,} MiB",
+                f"{book.operations:.1e}",
+                outcome,
+                machine,
+            )
+        )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -124,7 +135,8 @@ def build_book(
     write_generated_pages(build)
     render(build)
     print("  checking the pages", flush=True)
-    problems = [p for name in names for p in check_notebook(build.source / name)] + check_pages(build.index.parent)
+    problems = [p for name in names for p in check_notebook(build.source / name) + too_many_operations(build, name)]
+    problems += check_pages(build.index.parent)
     if problems:
         raise BuildError("\n".join([f"{len(problems)} problems in {build.index.parent}:", *problems]))
     valid.write_text(wanted)

@@ -21,9 +21,12 @@ from ipykernel.kernelspec import get_kernel_dict
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
+KERNEL_TIMEOUT = 300  # seconds for a kernel to begin, on a machine that is busy with much else
 CELL_TIMEOUT = {"smoke": 300, "lecture": 1800, "paper": None}  # seconds: a cell that hangs must not hang the build
 PAPERMILL_ERRORS = (PapermillExecutionError, RuntimeError, TimeoutError)  # a cell raised, its kernel died, it hung
 WIDGET = "application/vnd.jupyter.widget-view+json"
+# Floating-point operations of one chapter. A slow core does about 5e10 a second: 45 seconds, and 3 minutes.
+MOST_OPERATIONS = {"smoke": 2.2e12, "lecture": 9e12}
 DECISIVE = (  # what decides the figures of every chapter
     "book/*.py",
     "requirements.txt",
@@ -128,6 +131,9 @@ def run_chapters(build: Build, names: list[str], jobs: int | None = None) -> lis
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["papermill"])  # it takes seconds to import: once is enough
     environment = {**os.environ, "JUPYTER_PATH": str(build.folder / "jupyter"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+    )
     errors = []
     with ProcessPoolExecutor(jobs or os.cpu_count(), context, max_tasks_per_child=1) as pool:
         running = {pool.submit(execute, build, name, environment): name for name in stale}
@@ -135,13 +141,14 @@ def run_chapters(build: Build, names: list[str], jobs: int | None = None) -> lis
         for future in as_completed(running):
             name = running[future]
             try:
-                peak = future.result()
+                figures = future.result()
             except BuildError as error:
                 errors.append(str(error))
                 print_outcome(name, "FAILED")
                 continue
-            finish(build, name, {"digest": digests[name], "peak_mib": peak, **here})
-            print_outcome(name, f"{metadata(build, name).papermill.duration:4.0f} s {peak:6,} MiB")
+            finish(build, name, {"digest": digests[name], **figures, **here})
+            seconds, peak, operations = metadata(build, name).papermill.duration, *figures.values()
+            print_outcome(name, f"{seconds:4.0f} s {peak:6,} MiB {operations:8.1e} operations")
     if errors:
         raise BuildError("\n\n".join(errors))
     return stale
@@ -155,10 +162,11 @@ def write_kernel(build: Build) -> None:
     """Make the kernel "python3" mean sys.executable: one installed in the user's home would go before it otherwise."""
     spec = build.folder / "jupyter" / "kernels" / "python3" / "kernel.json"
     spec.parent.mkdir(parents=True, exist_ok=True)
-    spec.write_text(json.dumps(get_kernel_dict(extra_arguments=["--log-level=CRITICAL"])), encoding="utf-8")
+    arguments = ["--log-level=CRITICAL", "--IPKernelApp.exec_lines=import operations"]
+    spec.write_text(json.dumps(get_kernel_dict(extra_arguments=arguments)), encoding="utf-8")
 
 
-def execute(build: Build, name: str, environment: dict[str, str]) -> int:
+def execute(build: Build, name: str, environment: dict[str, str]) -> dict[str, int]:
     """Run a notebook into the staged copy, which papermill saves after every cell. For a process of its own.
 
     Args:
@@ -167,12 +175,13 @@ def execute(build: Build, name: str, environment: dict[str, str]) -> int:
         environment: of its kernel; the process that all these are forked from may know an older one.
 
     Returns:
-        The most memory that its kernel held, in MiB.
+        "peak_mib": the most memory that its kernel held; "operations": see book/operations.py.
 
     Raises:
         BuildError: a cell failed.
     """
-    os.environ |= environment
+    operations = build.log(Path(name).stem).with_suffix(".operations")
+    os.environ |= environment | {"SAMELIB_OPERATIONS": str(operations)}
     target, log = build.source / name, build.log(Path(name).stem)
     target.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as stream:
@@ -187,13 +196,23 @@ def execute(build: Build, name: str, environment: dict[str, str]) -> int:
                 progress_bar=False,
                 stdout_file=stream,
                 stderr_file=stream,
+                start_timeout=KERNEL_TIMEOUT,
                 execution_timeout=CELL_TIMEOUT[build.tier],
             )
         except PAPERMILL_ERRORS as error:
             message = f"{name} failed:\n{error}\nas far as it ran: {target}\nits log: {log}"
             raise BuildError(message) from None
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // unit
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // unit
+    return {"peak_mib": peak, "operations": int(operations.read_text())}
+
+
+def too_many_operations(build: Build, name: str) -> list[str]:
+    """The problem, if a chapter does more work on the embedded digits than its tier allows."""
+    most, operations = MOST_OPERATIONS.get(build.tier), metadata(build, name).samelib_book.operations
+    if build.data != "glyphs" or most is None or operations <= most:
+        return []
+    return [f"{name}: {operations:.1e} floating-point operations, a chapter of the {build.tier} tier may do {most:.1e}"]
 
 
 def machine() -> dict[str, str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from samelib.data.image_set import received, to_uint8
-from samelib.detectors.base import Detector
+from samelib.detectors.base import Detector, NotFittedError
 from samelib.models.classifiers import Victim
 from samelib.responses import Response
 
@@ -47,13 +47,17 @@ class Defence:
 
     Raises:
         ValueError: a response without a detector, or a detector that was fitted to other images or classes.
+        NotFittedError: a detector that was not fitted.
     """
 
     def __init__(self, victim: Victim, detector: Detector | None = None, response: Response | None = None):
         if response is not None and detector is None:
             raise ValueError("a response needs a detector that says which queries look strange; pass detector=...")
-        if watched := getattr(detector, "victim", None):
-            victim.require(watched.image_shape, watched.classes)
+        if detector is not None:
+            if detector.image_shape is None:
+                raise NotFittedError(f"this {type(detector).__name__} knows no images yet; call fit first")
+            watched = getattr(detector, "victim", None) or victim
+            victim.require(detector.image_shape, watched.classes)
         self.victim, self.detector, self.response = victim, detector, response
 
     def judge(self, images: Tensor, paid: Tensor | None = None) -> Verdict:
@@ -73,9 +77,9 @@ class Defence:
         unpaid = torch.ones(len(x), dtype=torch.bool) if paid is None else ~paid
         scores, p_values = torch.full((2, len(x)), torch.nan)
         if unpaid.any():
-            own = self.detector.score_received(x[unpaid.to(x.device)], answers[unpaid.to(answers.device)])
-            scores[unpaid] = own.cpu().float()
-            p_values[unpaid] = self.detector.p_values_of(own).cpu().float()
+            new_scores = self.detector.score_received(x[unpaid.to(x.device)], answers[unpaid.to(answers.device)])
+            scores[unpaid] = new_scores.cpu().float()
+            p_values[unpaid] = self.detector.p_values_of(new_scores).cpu().float()
             if self.response is not None:
                 refused[unpaid], bits[unpaid] = self.response.decide(p_values[unpaid])
         answers = answers.masked_fill(refused[:, None].to(answers.device), torch.nan)

@@ -22,7 +22,9 @@ from tqdm.auto import tqdm
 
 from samelib.data.image_set import ImageSet, to_float
 from samelib.distributed import by_first, process_group
+from samelib.memory import keep_freed_memory
 from samelib.models.mae import MaskedAutoencoder, mae_loss
+from samelib.precision import autocast
 
 
 @dataclass(frozen=True)
@@ -107,15 +109,6 @@ def make_optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
     return torch.optim.AdamW(groups, settings.lr, betas=(0.9, 0.95), fused=True)
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where the processor multiplies it natively, float32 elsewhere."""
-    if device.type == "cuda":
-        pays = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        pays = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=pays)
-
-
 def train(
     model: nn.Module,
     loss: Callable[[Tensor, torch.Generator], Tensor],
@@ -146,6 +139,7 @@ def train(
     """
     if count < 1:
         raise ValueError(f"{label}: there is nothing to train on")
+    keep_freed_memory()
     optimiser = make_optimiser(model, settings)
     losses, earlier = _resume(model, optimiser, checkpoint)
     epochs, steps = settings.epochs_of(count), max(1, count // settings.batch)

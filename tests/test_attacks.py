@@ -114,7 +114,8 @@ def test_a_substitute_starts_from_nobody_elses_weights(seed):
     """Not from the victim's, the auxiliary model's or those of one of EDM's members, which answer in the victim's place."""
     substitute = UniformNoise("conv3", SETTINGS, seed).build_substitute(SHAPE, 3)
     members = list(Ensemble("conv3", SHAPE, 3, 5, seed).members)
-    streams = [build_classifier("conv3", SHAPE, 3, seed_of(seed, stream)) for stream in ("victim", "auxiliary")]
+    names = ("victim", "auxiliary", "outlier exposure")
+    streams = [build_classifier("conv3", SHAPE, 3, seed_of(seed, name)) for name in names]
     for other in (*members, *streams, build_classifier("conv3", SHAPE, 3, seed)):
         assert not torch.allclose(substitute.head.weight, other.head.weight)
 

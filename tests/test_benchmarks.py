@@ -8,19 +8,14 @@ import torch
 
 from samelib.models.mae import MAESettings, MaskedAutoencoder
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "reproduction" / "benchmarks"))
 from reference_mae import ReferenceMAE  # noqa: E402
 
 
 def copy_weights(ours: MaskedAutoencoder, reference: ReferenceMAE) -> None:
-    names = {
-        "position": "encoder_position",
-        "embed.weight": "patch_embedding.weight",
-        "embed.bias": "patch_embedding.bias",
-    }
     target = reference.state_dict()
     for name, value in ours.state_dict().items():
-        target[names.get(name, name)].copy_(value.reshape(target[names.get(name, name)].shape))
+        target[name].copy_(value.reshape(target[name].shape))
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.75])

@@ -1,14 +1,22 @@
 import csv
-import subprocess
-import sys
+import re
+import tomllib
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY_SAME, TINY_TRAIN
 from PIL import Image
 
-from samelib import cli, commands
+from samelib import cli
 from samelib.detectors.same import SameDetector
 from samelib.models.classifiers import Victim
+from samelib.presets import preset
+from samelib.responses import ProofOfWork
+from samelib.service.app import create_app
+from samelib.service.server import running
 
 
 def run(*words: str) -> None:
@@ -17,15 +25,15 @@ def run(*words: str) -> None:
 
 @pytest.mark.parametrize("command", ["data", "fit", "score", "attack", "cache"])
 def test_help_teaches(command, capsys):
-    with pytest.raises(SystemExit) as stop:
-        run(command, "--help")
+    run(command, "--help")  # and returns: book/build.py goes on after a command
     shown = capsys.readouterr().out
-    assert stop.value.code == 0 and f"usage: samelib {command}" in shown and len(shown.splitlines()) > 5
+    assert f"Usage: samelib {command}" in shown and len(shown.splitlines()) > 5
 
 
-def test_it_is_installed_as_a_command():
-    shown = subprocess.run([sys.executable, "-m", "samelib.cli", "--help"], capture_output=True, text=True, check=True)
-    assert "A first round: samelib fit" in shown.stdout.replace("\n", " ")
+def test_it_is_installed_as_a_command(capsys):
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    EntryPoint("samelib", project["scripts"]["samelib"], "console_scripts").load()(["--help"])
+    assert "A first round: samelib fit" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_data_shows_six_sets_and_draws_them(tmp_path, capsys):
@@ -36,18 +44,34 @@ def test_data_shows_six_sets_and_draws_them(tmp_path, capsys):
     assert Image.open(tmp_path / "sheet.png").size[0] > 400
 
 
-def test_fit_score_and_cache(tmp_path, capsys):
+@pytest.fixture
+def small_group(group, monkeypatch):
+    """Every group is the tests' own, a tenth of the smoke tier's, and trainings are as short."""
+    monkeypatch.setattr(cli, "load_group", lambda *_, **__: group)
+    short = {"victim_train": TINY_TRAIN, "substitute_train": TINY_TRAIN, "round_train": TINY_TRAIN, "same": TINY_SAME}
+    monkeypatch.setattr(cli, "preset", lambda *words: replace(preset(*words), **short))
+
+
+def test_fit_score_and_cache(tmp_path, capsys, small_group):
     folder = tmp_path / "detector"
     run("fit", folder, "--data", "glyphs", "--tier", "smoke")
-    assert "accuracy" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "accuracy" in shown and re.search(
+        r"flagged: [\d.]+ %, 95 % interval [\d.]+ to [\d.]+ \(calib.* to 5 %\)", shown
+    )
     rng = np.random.default_rng(0)
     (tmp_path / "pictures").mkdir()
-    for i in range(3):
+    for i in (0, 2):
         Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(tmp_path / "pictures" / f"{i}.png")
-    run("score", folder, tmp_path / "pictures", "--output", tmp_path / "scores.csv")
+    (tmp_path / "pictures" / "1.png").write_bytes(b"half a file")
+    with pytest.raises(SystemExit, match="1 of 3 images cannot be read; the column error says why"):
+        run("score", folder, tmp_path / "pictures", "--output", tmp_path / "scores.csv")
+    assert "2 of 2 images flagged at 5.0%" in capsys.readouterr().err
     rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
     assert [r["image"].rsplit("/")[-1] for r in rows] == ["0.png", "1.png", "2.png"]
-    assert all(r["flagged"] == "1" and float(r["p_value"]) <= 0.05 for r in rows)  # noise
+    good, bad = [rows[0], rows[2]], rows[1]
+    assert all(r["flagged"] == "1" and float(r["p_value"]) <= 0.05 and not r["error"] for r in good)  # noise
+    assert "1.png is missing, or no readable image" in bad["error"] and bad["score"] == bad["flagged"] == ""
 
     images = rng.integers(0, 256, (5, 28, 28), dtype=np.uint8)
     np.savez(tmp_path / "queries.npz", images=images)
@@ -79,20 +103,20 @@ def smoke_cache(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_attack_against_a_groups_victim(name, tmp_path, capsys, smoke_cache, monkeypatch):
+def test_every_attack_against_a_groups_victim(name, tmp_path, capsys, smoke_cache, monkeypatch, small_group):
     monkeypatch.setenv("SAMELIB_CACHE", smoke_cache)
-    run("attack", name, tmp_path / "loot", "--tier", "smoke", "--budget", "230", *SMALL[name])
+    run("attack", name, tmp_path / "loot", "--tier", "smoke", "--budget", "90", *SMALL[name])
     shown = capsys.readouterr()
-    assert "230 queries" in shown.out and "fidelity" in shown.out and "next: samelib score" in shown.out
-    assert "/230" in shown.err and "query/s" in shown.err  # the progress bar
+    assert "90 queries" in shown.out and "fidelity" in shown.out and "next: samelib score" in shown.out
+    assert "/90" in shown.err and "query/s" in shown.err  # the progress bar
     with np.load(tmp_path / "loot" / "queries.npz") as log:
-        assert log["images"].shape == (230, 1, 28, 28) and log["images"].dtype == np.uint8
+        assert log["images"].shape == (90, 1, 28, 28) and log["images"].dtype == np.uint8
         assert np.allclose(log["answers"].sum(1), 1, atol=1e-3) and "scores" not in log
     substitute = Victim.load(tmp_path / "loot" / "substitute")
     assert (substitute.image_shape, substitute.classes) == ((1, 28, 28), 10)
 
 
-def test_attack_a_saved_victim_behind_its_detector_then_the_copy(detector, tmp_path, capsys):
+def test_attack_a_saved_victim_behind_its_detector_then_the_copy(detector, tmp_path, capsys, small_group):
     folder = detector.save(tmp_path / "detector")
     run("attack", "noise", tmp_path / "loot", "--tier", "smoke", "--budget", "60", "--victim", folder)
     assert "queries flagged: " in capsys.readouterr().out
@@ -100,24 +124,35 @@ def test_attack_a_saved_victim_behind_its_detector_then_the_copy(detector, tmp_p
         assert np.allclose(log["scores"], detector.score(log["images"]), rtol=1e-4, atol=1e-5)
     run("score", folder, tmp_path / "loot" / "queries.npz")  # the log is a set of images
     assert len(capsys.readouterr().out.splitlines()) == 61
-    run(
-        "attack",
-        "knockoff",
-        tmp_path / "again",
-        "--tier",
-        "smoke",
-        "--budget",
-        "40",
-        "--victim",
-        tmp_path / "loot" / "substitute",
-    )
+    copy = tmp_path / "loot" / "substitute"
+    run("attack", "knockoff", tmp_path / "again", "--tier", "smoke", "--budget", "40", "--victim", copy)
     assert "40 queries" in capsys.readouterr().out
 
 
-def test_an_interrupted_attack_keeps_what_was_answered(tmp_path, capsys, monkeypatch, detector):
+@pytest.mark.parametrize("known", [False, True], ids=["blind", "with its victim"])
+def test_attack_a_live_service(known, victim, detector, tmp_path, capsys, small_group):
+    """Whoever owns the victim as well learns how faithful the copy is; nobody else can."""
+    words = ["--victim", detector.save(tmp_path / "detector")] if known else []
+    with running(create_app(victim, detector, ProofOfWork(2, 3))) as url:
+        run("attack", "noise", tmp_path / "loot", "--tier", "smoke", "--budget", 40, "--url", url, *words)
+    shown = capsys.readouterr().out
+    with np.load(tmp_path / "loot" / "queries.npz") as log:
+        assert len(log["images"]) == 40 and "scores" not in log
+        assert f"answered: 40, refused: 0, hashes: {log['hashes'].sum():,}" in shown and log["hashes"].sum() > 40
+    assert ("fidelity" in shown) == known
+    assert Victim.load(tmp_path / "loot" / "substitute").classes == 10
+
+
+def test_a_service_for_other_images(tmp_path, small_group):
+    small = Victim(lambda x: x.flatten(1)[:, :10].softmax(1), (1, 8, 8), 10)
+    with running(create_app(small)) as url, pytest.raises(SystemExit, match=r"\(1, 8, 8\) .*; choose its --data"):
+        run("attack", "noise", tmp_path / "loot", "--tier", "smoke", "--url", url)
+
+
+def test_an_interrupted_attack_keeps_what_was_answered(tmp_path, capsys, monkeypatch, detector, small_group):
     folder = detector.save(tmp_path / "detector")
 
-    monkeypatch.setattr(commands.QueryGateway, "query", stop_after(2, commands.QueryGateway.query))
+    monkeypatch.setattr(cli.QueryGateway, "query", stop_after(2, cli.QueryGateway.query))
     with pytest.raises(SystemExit, match="stopped"):
         run("attack", "noise", tmp_path / "loot", "--tier", "smoke", "--budget", "900", "--victim", folder)
     with np.load(tmp_path / "loot" / "queries.npz") as log:
@@ -147,11 +182,17 @@ def stop_after(calls: int, query):
         (["fit", ".", "--tier", "smoke"], "exists; remove it"),
         (["attack", "noise", "."], "exists; remove it"),
         (["attack", "jbda", "loot", "--tier", "smoke", "--step", "0"], "changes no 8-bit image"),
+        (["attack", "knockoff", "loot", "--step", "0.2"], "knockoff ignores --step"),
+        (["attack", "jbda", "loot", "--proxy", "path:x.npz"], "jbda ignores --proxy"),
+        (["attack", "dfme", "loot", "--labels", "hard"], "dfme ignores --labels"),
+        (["attack", "noise", "loot", "--tier", "smoke", "--url", "http://127.0.0.1:9"], "no answer from"),
         (["attack", "noise", "loot", "--tier", "smoke", "--victim", "nowhere"], "no readable card.json"),
         (["attack", "adaptive-knockoff", "loot", "--tier", "smoke", "--superclasses", "0,1"], "superclasses for 2"),
     ],
 )
-def test_mistakes_end_in_one_clear_line(words, message, capsys):
+def test_mistakes_end_in_one_clear_line(words, message, group, monkeypatch):
+    load = cli.load_group
+    monkeypatch.setattr(cli, "load_group", lambda name, *more, **own: group if name == "glyphs" else load(name))
     with pytest.raises(SystemExit) as stop:
         run(*words)
     assert str(stop.value).startswith("samelib: ") and message in str(stop.value)

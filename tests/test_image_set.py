@@ -12,7 +12,7 @@ SHAPE = (1, 28, 28)
 
 def make(count=4, classes=2, **changes) -> ImageSet:
     images = torch.arange(count * 28 * 28).reshape(count, 1, 28, 28).to(torch.uint8)
-    parts = {"images": images, "labels": torch.arange(count) % classes, "classes": tuple("ab"), "name": "made"}
+    parts = {"images": images, "labels": torch.arange(count) % classes, "classes": tuple("ab"), "name": "own"}
     return ImageSet(**(parts | changes))
 
 

@@ -29,14 +29,14 @@ def test_patches_go_row_by_row():
 
 def test_masking_keeps_the_lowest_noise_and_restores_the_order():
     tokens, noise = torch.rand(5, 12, 3), torch.rand(5, 12)
-    kept, mask, restore = random_masking(tokens, 4, noise)
+    kept, mask, ids_restore = random_masking(tokens, 4, noise)
     for i in range(5):
         lowest = noise[i].argsort()[:4]
         assert torch.equal(kept[i], tokens[i, lowest])
         assert (mask[i, lowest] == 0).all() and mask[i].sum() == 8
-    everything, mask, restore = random_masking(tokens, 12, noise)
+    everything, mask, ids_restore = random_masking(tokens, 12, noise)
     assert mask.sum() == 0
-    assert torch.equal(everything.gather(1, restore[:, :, None].expand(-1, -1, 3)), tokens)
+    assert torch.equal(everything.gather(1, ids_restore[:, :, None].expand(-1, -1, 3)), tokens)
 
 
 @pytest.mark.parametrize(("ratio", "visible"), [(0, 49), (0.75, 12), (0.5, 24), (0.999, 1)])
@@ -74,7 +74,7 @@ def test_the_seed_decides_the_weights():
     second = MaskedAutoencoder((1, 28, 28), SMALL, seed=3).state_dict()
     other = MaskedAutoencoder((1, 28, 28), SMALL, seed=4).state_dict()
     assert all(torch.equal(first[k], second[k]) for k in first)
-    assert not torch.equal(first["embed.weight"], other["embed.weight"])
+    assert not torch.equal(first["patch_embed.weight"], other["patch_embed.weight"])
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, 1.5])
@@ -88,3 +88,9 @@ def test_bad_shapes_are_refused():
         MaskedAutoencoder((1, 28, 28), MAESettings(patch=5))
     with pytest.raises(ValueError, match="multiple of heads"):
         MAESettings(width=100, heads=3)
+
+
+def test_parameters_have_the_names_of_the_original():
+    names = {name.split(".")[0] for name, _ in MaskedAutoencoder((1, 28, 28), SMALL).named_parameters()}
+    encoder = {"patch_embed", "cls_token", "pos_embed", "blocks", "norm"}
+    assert names == encoder | {"mask_token", "decoder_pos_embed", "decoder_blocks", "decoder_norm", "decoder_pred"}

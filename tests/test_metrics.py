@@ -12,9 +12,9 @@ def test_against_scikit_learn():
     rng = np.random.default_rng(0)
     benign, malicious = rng.normal(size=300), rng.normal(1, size=200)
     labels, scores = np.r_[np.zeros(300), np.ones(200)], np.r_[benign, malicious]
-    found = metrics.detection_metrics(torch.tensor(benign), torch.tensor(malicious))
-    assert found["auroc"] == pytest.approx(roc_auc_score(labels, scores))
-    assert found["aupr"] == pytest.approx(average_precision_score(labels, scores))
+    values = metrics.detection_metrics(torch.tensor(benign), torch.tensor(malicious))
+    assert values["auroc"] == pytest.approx(roc_auc_score(labels, scores))
+    assert values["aupr"] == pytest.approx(average_precision_score(labels, scores))
 
 
 def test_auroc_is_the_probability_of_the_right_order():

@@ -102,20 +102,20 @@ def statistics(images: torch.Tensor) -> dict[str, np.ndarray]:
     values = {}
     for channel in range(images.shape[1]):
         x = images[:, channel].numpy().astype(np.float64)
-        ink, place = x > 127, np.arange(x.shape[1])
-        found = {
+        ink, position = x > 127, np.arange(x.shape[1])
+        of_channel = {
             "mean": x.mean((1, 2)),
             "std": x.std((1, 2)),
             "maximum": x.max((1, 2)),
             "ink": ink.mean((1, 2)),
             "horizontal gradient": np.abs(np.diff(x, axis=2)).mean((1, 2)),
             "vertical gradient": np.abs(np.diff(x, axis=1)).mean((1, 2)),
-            "row": x.sum(2) @ place / x.sum((1, 2)),
-            "column": x.sum(1) @ place / x.sum((1, 2)),
+            "row": x.sum(2) @ position / x.sum((1, 2)),
+            "column": x.sum(1) @ position / x.sum((1, 2)),
             "height": extent(ink.any(2)),
             "width": extent(ink.any(1)),
         }
-        values |= {f"{statistic} of channel {channel}": number for statistic, number in found.items()}
+        values |= {f"{statistic} of channel {channel}": number for statistic, number in of_channel.items()}
     return values
 
 

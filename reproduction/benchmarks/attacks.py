@@ -1,6 +1,6 @@
 """What a theft costs the thief: queries a second of each attack beside the victim's own pace, and growth with the budget.
 
-    python benchmarks/attacks.py --append
+    python -m reproduction.benchmarks.attacks --append
 
 Everything runs in one process, attack after attack, on the lecture tier's settings and a victim that is not trained
 (the time does not depend on its weights). The victim alone is timed before each run on as many queries; its pace is the
@@ -11,18 +11,20 @@ time ~ budget^e between the smallest and the largest budget: 1 is linear.
 import argparse
 import math
 import time
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
 
-from reproduction.results import append_rows, provenance
-from reproduction.run import make_attack
+from reproduction.rows import RESULTS, append_rows, provenance
+from reproduction.run import PeakMemory
+from samelib.attacks import make_attack
 from samelib.data.groups import Group
 from samelib.data.synthetic import glyphs
 from samelib.gateway import QueryGateway
 from samelib.models.classifiers import Victim, build_classifier
-from samelib.presets import preset
+from samelib.presets import Preset, preset
 from samelib.training import best_device
 
 BUDGETS = (1600, 3200, 6400)  # whole rounds of JBDA
@@ -37,7 +39,8 @@ SETUPS = {
 }
 
 
-def seconds(run) -> float:
+def seconds(run: Callable[[], object]) -> float:
+    """How long `run` takes, to the end of what it started on a GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -47,45 +50,61 @@ def seconds(run) -> float:
     return time.perf_counter() - start
 
 
+def measured(group: Group, settings: Preset, victim: Victim, budgets: list[int]) -> tuple[dict, list[float]]:
+    """The seconds of each attack by label and budget, and the victim's own queries a second before each run."""
+    times, paces = {}, []
+    for label, (name, options) in SETUPS.items():
+        times[label] = {}
+        for budget in budgets[:1] if label == ONE_BY_ONE else budgets:
+            queries = group.proxy.pixels(slice(budget))
+            paces.append(budget / seconds(partial(QueryGateway(victim).query, queries)))
+            attack = make_attack(name, group, settings, **options)
+            times[label][budget] = seconds(partial(attack.run, QueryGateway(victim, budget)))
+    return times, paces
+
+
+def row_of(label: str, times: dict[int, float], pace: float) -> dict:
+    """The row of one attack, from its seconds by budget and the victim's own pace."""
+    least, most = min(times), max(times)
+    return {
+        "benchmark": f"attack: {label}",
+        "attack": label,
+        "budget": most,
+        "victim_queries_per_second": pace,
+        "queries_per_second": most / times[most],
+        "times_the_victim": pace * times[most] / most,
+        "seconds_by_budget": {str(budget): round(duration, 2) for budget, duration in times.items()},
+        "growth": math.log(times[most] / times[least]) / math.log(most / least) if most > least else None,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS)
-    parser.add_argument("--append", action="store_true", help="add the rows to results/benchmarks.jsonl")
+    parser.add_argument("--append", action="store_true", help="add the rows to reproduction/results/benchmarks.jsonl")
     arguments = parser.parse_args()
     budgets = sorted(arguments.budgets)
     train, calibration, benign, seeds = glyphs("victim", 700).split(200, 200, 100, 200)
     group = Group("glyphs", train, calibration, benign, seeds, glyphs("proxy", budgets[-1]), glyphs("outliers", 10))
     group = group.to(best_device())
-    settings = preset("lecture", group)
+    settings = preset("lecture", group.image_shape)
     model = build_classifier(settings.architecture, group.image_shape, group.classes).to(best_device())
     victim = Victim.of(model, group.image_shape, group.classes, settings.architecture)
     make_attack("dfme", group, settings).run(QueryGateway(victim, 2000))  # warm up
 
-    start, times, alone = time.perf_counter(), {}, []
-    for label, (name, options) in SETUPS.items():
-        for budget in budgets[:1] if label == ONE_BY_ONE else budgets:
-            queries = group.proxy.pixels(slice(budget))
-            alone.append(budget / seconds(lambda x=queries: QueryGateway(victim).query(x)))
-            attack, gateway = make_attack(name, group, settings, **options), QueryGateway(victim, budget)
-            times[label, budget] = seconds(lambda a=attack, g=gateway: a.run(g))
-    rows, pace = [], median(alone)
-    print(f"victim alone: {pace:,.0f} queries/s (median of {len(alone)}, {min(alone):,.0f} to {max(alone):,.0f})")
-    for label in SETUPS:
-        spent = {budget: found for (name, budget), found in times.items() if name == label}
-        least, most = min(spent), max(spent)
-        row = {"benchmark": f"attack: {label}", "attack": label, "budget": most, "victim_queries_per_second": pace}
-        row["queries_per_second"] = most / spent[most]
-        row["times_the_victim"] = pace / row["queries_per_second"]
-        row["seconds_by_budget"] = {str(budget): round(found, 2) for budget, found in spent.items()}
-        row["growth"] = math.log(spent[most] / spent[least]) / math.log(most / least) if most > least else None
-        rows.append(row)
-        print(
-            label,
-            {name: row[name] for name in ("queries_per_second", "times_the_victim", "growth", "seconds_by_budget")},
-        )
+    start = time.perf_counter()
+    with PeakMemory() as memory:
+        times, paces = measured(group, settings, victim, budgets)
+    pace = median(paces)
+    print(f"victim alone: {pace:,.0f} queries/s (median of {len(paces)}, {min(paces):,.0f} to {max(paces):,.0f})")
+    rows = [row_of(label, times[label], pace) for label in SETUPS]
+    for row in rows:
+        printed = ("queries_per_second", "times_the_victim", "growth", "seconds_by_budget")
+        print(row["attack"], {name: row[name] for name in printed})
     if arguments.append:
-        origin = provenance(best_device(), group.fingerprint, 0, "benchmark", time.perf_counter() - start)
-        append_rows(Path(__file__).parent.parent / "results" / "benchmarks.jsonl", [row | origin for row in rows])
+        duration = time.perf_counter() - start
+        origin = provenance(best_device(), group.fingerprint, 0, "benchmark", duration, memory.peak)
+        append_rows(RESULTS / "benchmarks.jsonl", [row | origin for row in rows])
 
 
 if __name__ == "__main__":

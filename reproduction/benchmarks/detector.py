@@ -1,7 +1,7 @@
 """What SAME costs in front of a victim: queries a second and memory, with and without, and a million queries in a row.
 
-    python benchmarks/detector.py --append
-    python benchmarks/detector.py --tier smoke --sides "mask 0" --queries 1000000 --append
+    python -m reproduction.benchmarks.detector --append
+    python -m reproduction.benchmarks.detector --tier smoke --sides "mask 0" --queries 1000000 --append
 
 Each side runs in a process of its own that loads what it needs and nothing else, so that its memory is its own.
 """
@@ -18,8 +18,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from reproduction.results import append_rows, provenance
-from samelib.data.groups import Group
+from reproduction.rows import RESULTS, append_rows, provenance
 from samelib.data.synthetic import glyphs
 from samelib.detectors.same import SameDetector
 from samelib.models.classifiers import Victim, build_classifier
@@ -39,16 +38,18 @@ def build_victim() -> Victim:
 
 def build_detector(tier: str, passes: int, folder: str) -> None:
     """Saves a detector with the settings of a tier, hardly trained, in a process that then ends."""
-    train, calibration, benign, seeds = glyphs("victim", 700).split(200, 300, 100, 100)
-    group = Group("glyphs", train, calibration, benign, seeds, glyphs("proxy", 10), glyphs("outliers", 10))
-    group = group.to(best_device())
-    settings = preset(tier, group).same
-    quick = {"mae_train": replace(settings.mae_train, epochs=1), "views": 1}
-    quick["auxiliary_train"] = replace(settings.auxiliary_train, epochs=1)
-    ratio = settings.mae.mask_ratio if passes > 1 else 0.0
-    settings = replace(settings, **quick, mask_ratio=ratio, passes=passes)
+    images, calibration = (part.to(best_device()) for part in glyphs("victim", 500).split(200, 300))
+    settings = preset(tier, images.image_shape).same
+    settings = replace(
+        settings,
+        mae_train=replace(settings.mae_train, epochs=1, seen=None),
+        auxiliary_train=replace(settings.auxiliary_train, epochs=1, seen=None),
+        views=1,
+        mask_ratio=settings.mae.mask_ratio if passes > 1 else 0.0,
+        passes=passes,
+    )
     with TemporaryDirectory() as cache:
-        SameDetector(settings).fit(group, build_victim(), ArtifactStore(cache)).save(folder)
+        SameDetector(settings).fit(images, calibration, build_victim(), store=ArtifactStore(cache)).save(folder)
 
 
 def resident() -> float:
@@ -82,7 +83,7 @@ def main() -> None:
     parser.add_argument("--tier", default="lecture", choices=("smoke", "lecture", "paper"))
     parser.add_argument("--queries", type=int, default=20_000, help="a side (default 20,000)")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
-    parser.add_argument("--append", action="store_true", help="add the rows to results/benchmarks.jsonl")
+    parser.add_argument("--append", action="store_true", help="add the rows to reproduction/results/benchmarks.jsonl")
     parser.add_argument("--build", nargs=2, metavar=("PASSES", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--side", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -90,27 +91,28 @@ def main() -> None:
         return build_detector(arguments.tier, int(arguments.build[0]), arguments.build[1])
     if arguments.side:
         return print(json.dumps(side(*arguments.side, arguments.queries)))
-    start, rows, alone = time.perf_counter(), [], None
+    start, rows, pace = time.perf_counter(), [], None
     for name in arguments.sides:
-        with TemporaryDirectory() as place:
-            folder = f"{place}/detector"
+        with TemporaryDirectory() as cache:
+            folder = f"{cache}/detector"
             if name != SIDES[0]:
                 child("--tier", arguments.tier, "--build", "8" if name == "8 passes" else "1", folder)
-            found = json.loads(child("--queries", str(arguments.queries), "--side", name, folder))
-        row = {"benchmark": f"{arguments.tier} tier, {name}", **found}
+            reading = json.loads(child("--queries", str(arguments.queries), "--side", name, folder))
+        row = {"benchmark": f"{arguments.tier} tier, {name}", **reading}
         if name == SIDES[0]:
-            alone = found["queries_per_second"]
-        if alone:
-            row["times_the_victim"] = alone / found["queries_per_second"]
+            pace = reading["queries_per_second"]
+        if pace:
+            row["times_the_victim"] = pace / reading["queries_per_second"]
         rows.append(row)
-        ratio = f" ({row['times_the_victim']:.1f} x the victim's time)" if alone else ""
+        ratio = f" ({row['times_the_victim']:.1f} x the victim's time)" if pace else ""
         print(
             f"{row['benchmark']:30} {row['queries_per_second']:9.0f} queries/s{ratio}   {row['resident_mib']:6.0f} MiB, "
             f"+{row['growth_mib']:.0f} MiB over {row['queries']:,} queries"
         )
     if arguments.append:
-        origin = provenance(best_device(), "random pixels", 0, "benchmark", time.perf_counter() - start)
-        append_rows(Path(__file__).parent.parent / "results" / "benchmarks.jsonl", [row | origin for row in rows])
+        duration = time.perf_counter() - start
+        origin = provenance(best_device(), "random pixels", 0, "benchmark", duration, None)  # the rows say each side's
+        append_rows(RESULTS / "benchmarks.jsonl", [row | origin for row in rows])
 
 
 if __name__ == "__main__":

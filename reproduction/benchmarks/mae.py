@@ -1,139 +1,190 @@
 """Training step and scoring of the masked autoencoder, against a plain reference and the machine's own ceiling.
 
-    python benchmarks/mae.py                      prints the table
-    python benchmarks/mae.py --append             also adds the rows to results/benchmarks.jsonl
+    python mae.py                      prints the table
+    python mae.py --append ROWS.jsonl  also adds the rows to a file of results
 
-Ours and the reference take turns in one process, so that a drifting machine touches both: what counts is the ratio,
-pair by pair. Floating-point operations are counted by PyTorch's FlopCounterMode, not guessed.
+Ours and the reference live in a process each, since samelib changes how its process keeps memory, and take turns, so
+that a drifting machine touches both: what counts is the ratio, pair by pair. Floating-point operations are counted by
+PyTorch's FlopCounterMode, not guessed.
 """
 
 import argparse
+import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from reference_mae import ReferenceMAE
 from torch.utils.flop_counter import FlopCounterMode
 
 from reproduction.results import append_rows, provenance
+from samelib.memory import keep_freed_memory
 from samelib.models.mae import MAESettings, MaskedAutoencoder, mae_loss
-from samelib.training import TrainSettings, autocast, best_device, make_optimiser
+from samelib.precision import autocast, precision
+from samelib.training import TrainSettings, best_device, descend, make_optimiser
 
-SHAPES = {"ViT-Tiny (paper)": MAESettings(), "lecture tier": MAESettings(4, 96, 4, 3, 2, 3)}
+
+class Work(NamedTuple):
+    """What is timed: the model's shape, a batch of images, and at which mask ratio it is scored (None: trained)."""
+
+    settings: MAESettings
+    image_shape: tuple[int, int, int]
+    batch: int
+    scoring_ratio: float | None
+
+    def images(self) -> torch.Tensor:
+        return torch.rand(self.batch, *self.image_shape, device=best_device()) * 2 - 1
 
 
-def seconds(run, device: torch.device) -> float:
+SHAPES = {
+    "ViT-Tiny (paper)": Work(MAESettings(), (3, 32, 32), 64, None),
+    "lecture tier": Work(MAESettings(4, 96, 4, 3, 2, 3), (1, 28, 28), 128, None),
+}
+GPU_FACTOR = 8  # a GPU wants larger batches
+
+
+def ours(work: Work) -> Callable[[], object]:
+    """Takes one training step, or scores one batch, as samelib does."""
+    x, device = work.images(), torch.device(best_device())
+    model = MaskedAutoencoder(work.image_shape, work.settings).to(device)
+    if work.scoring_ratio is not None:
+        noise = torch.rand(1, model.tokens, device=device).expand(work.batch, -1)
+        model.eval()
+
+        @torch.inference_mode()
+        def score():
+            with autocast(device):
+                return (x - model(x, noise, work.scoring_ratio)[0]).square().flatten(1).mean(1)
+
+        return score
+
+    keep_freed_memory()  # as `train` does
+    optimiser = make_optimiser(model, TrainSettings(1))
+
+    def step():
+        with autocast(device):
+            loss = mae_loss(x, model(x, torch.rand(work.batch, model.tokens, device=device))[0])
+        descend(optimiser, loss)
+
+    return step
+
+
+def reference(work: Work) -> Callable[[], object]:
+    """The same for the plain reference."""
+    x, s = work.images(), work.settings
+    channels, side = work.image_shape[:2]
+    model = ReferenceMAE(side, channels, s.patch, s.width, s.depth, s.heads, s.decoder_depth).to(x.device)
+    if work.scoring_ratio is not None:
+        model.eval()
+        return torch.no_grad()(lambda: (x - model(x, work.scoring_ratio)).square().flatten(1).mean(1))
+
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
+
+    def step():
+        loss = (x - model(x)).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    return step
+
+
+def seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
-    if device.type == "cuda":
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def matrix_ceiling(device: torch.device) -> float:
-    """The best of ten products of two 2048 x 2048 matrices in the precision that samelib computes in: operations/s."""
-    with autocast(device):
-        size, a = 2048, torch.randn(2048, 2048, device=device)
-        reduced = (a @ a).dtype
-    a = a.to(reduced)
-    return 2 * size**3 / min(seconds(lambda: a @ a, device) for _ in range(10))
-
-
-def steps(settings: MAESettings, batch: int, device: torch.device):
-    """(ours, reference): functions that take one training step each."""
-    x = torch.rand(batch, 1, 28, 28, device=device) * 2 - 1
-    ours = MaskedAutoencoder((1, 28, 28), settings).to(device)
-    optimiser = make_optimiser(ours, TrainSettings(1))
-    s = settings
-    reference = ReferenceMAE(28, 1, s.patch, s.width, s.depth, s.heads, s.decoder_depth).to(device)
-    plain = torch.optim.AdamW(reference.parameters(), 1e-3)
-
-    def our_step():
-        noise = torch.rand(batch, ours.tokens, device=device)
-        with autocast(device):
-            loss = mae_loss(x, ours(x, noise)[0])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-
-    def reference_step():
-        loss = (x - reference(x)).square().mean()
-        plain.zero_grad()
-        loss.backward()
-        plain.step()
-
-    return our_step, reference_step
-
-
-def scorings(settings: MAESettings, batch: int, device: torch.device, mask_ratio: float):
-    """(ours, reference): functions that score one batch by its reconstruction error."""
-    x = torch.rand(batch, 1, 28, 28, device=device) * 2 - 1
-    ours = MaskedAutoencoder((1, 28, 28), settings).to(device).eval()
-    s = settings
-    reference = ReferenceMAE(28, 1, s.patch, s.width, s.depth, s.heads, s.decoder_depth).to(device).eval()
-    noise = torch.rand(1, ours.tokens, device=device)
-
-    @torch.inference_mode()
-    def our_scores():
-        with autocast(device):
-            return (x - ours(x, noise.expand(batch, -1), mask_ratio)[0]).square().flatten(1).mean(1)
-
-    @torch.no_grad()
-    def reference_scores():
-        return (x - reference(x, mask_ratio)).square().flatten(1).mean(1)
-
-    return our_scores, reference_scores
-
-
-def compare(name: str, pair, batch: int, runs: int, device: torch.device, ceiling: float) -> dict:
-    ours, reference = pair
-    ours(), reference()  # the first run of each allocates
+def serve(connection: Connection, side: Callable[[Work], Callable], work: Work) -> None:
+    """One side's process: sends the operations of a run, then for every message received the seconds of a run."""
+    run = side(work)
+    run()  # the first run allocates
     with FlopCounterMode(display=False) as counter:
-        ours()
-    times = [(seconds(ours, device), seconds(reference, device)) for _ in range(runs)]
-    ratios = sorted(r / o for o, r in times)
-    typical = statistics.median(o for o, _ in times)
+        run()
+    connection.send(counter.get_total_flops())
+    while connection.recv():
+        connection.send(seconds(run))
+
+
+def take_turns(work: Work, turns: int) -> tuple[int, list[tuple[float, float]]]:
+    """The operations of one run of ours, and (our seconds, the reference's) of every turn."""
+    context, connections, operations = multiprocessing.get_context("spawn"), [], []
+    for side in (ours, reference):
+        here, there = context.Pipe()
+        context.Process(target=serve, args=(there, side, work), daemon=True).start()
+        connections.append(here)
+        operations.append(here.recv())
+
+    def turn(connection: Connection) -> float:
+        connection.send(True)
+        return connection.recv()
+
+    times = [(turn(connections[0]), turn(connections[1])) for _ in range(turns)]
+    for connection in connections:
+        connection.send(False)
+    return operations[0], times
+
+
+def matrix_ceiling(dtype: torch.dtype) -> float:
+    """The best of ten products of two 2048 x 2048 matrices: operations/s."""
+    a = torch.randn(2048, 2048, device=best_device()).to(dtype)
+    a @ a
+    return 2 * 2048**3 / min(seconds(lambda: a @ a) for _ in range(10))
+
+
+def measure(name: str, work: Work, turns: int, ceiling: float) -> dict:
+    operations, times = take_turns(work, turns)
+    ratios = sorted(reference_time / our_time for our_time, reference_time in times)
+    typical = statistics.median(our_time for our_time, _ in times)
     row = {
         "benchmark": name,
-        "images_per_second": batch / typical,
+        "images_per_second": work.batch / typical,
         "ratio_to_reference": statistics.median(ratios),
         "ratio_min": ratios[0],
         "ratio_max": ratios[-1],
-        "runs": runs,
-        "batch": batch,
-        "operations_per_image": counter.get_total_flops() / batch,
-        "share_of_matrix_ceiling": counter.get_total_flops() / typical / ceiling,
+        "runs": turns,
+        "batch": work.batch,
+        "image_shape": work.image_shape,
+        "operations_per_image": operations / work.batch,
+        "share_of_matrix_ceiling": operations / typical / ceiling,
     }
     print(
-        f"{name:44} {row['images_per_second']:9.0f} images/s   {row['ratio_to_reference']:5.2f} x the reference "
-        f"({ratios[0]:.2f}-{ratios[-1]:.2f}, {runs} pairs)   {row['operations_per_image'] / 1e6:7.0f} M operations an "
-        f"image, {row['share_of_matrix_ceiling']:.0%} of the matrix ceiling"
+        f"{name:44} {row['images_per_second']:9.1f} images/s   {row['ratio_to_reference']:5.2f} x the reference "
+        f"({ratios[0]:.2f}-{ratios[-1]:.2f}, {turns} turns)   {row['operations_per_image'] / 1e6:7.0f} M operations an "
+        f"image, {row['share_of_matrix_ceiling']:.0%} of the matrix ceiling",
+        flush=True,
     )
     return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=7, help="pairs of timed runs (default 7)")
-    parser.add_argument("--batch", type=int, help="images a step (default 32 on a CPU, 512 on a GPU)")
-    parser.add_argument("--append", action="store_true", help="add the rows to results/benchmarks.jsonl")
+    parser.add_argument("--turns", type=int, default=7, help="pairs of timed runs (default 7)")
+    parser.add_argument("--append", type=Path, metavar="FILE", help="add the rows to this file of results")
     arguments = parser.parse_args()
-    device = torch.device(best_device())
-    batch = arguments.batch or (512 if device.type == "cuda" else 32)
-    ceiling = matrix_ceiling(device)
-    print(f"matrix ceiling: {ceiling / 1e9:.0f} G operations/s on {device}, {torch.get_num_threads()} threads")
-    start, rows = time.perf_counter(), []
-    for name, settings in SHAPES.items():
-        size = batch if name.startswith("ViT") else 4 * batch
-        common = (size, arguments.runs, device, ceiling)
-        rows.append(compare(f"{name}, training step", steps(settings, size, device), *common))
+    start, device = time.perf_counter(), torch.device(best_device())
+    ceilings = {name: matrix_ceiling(getattr(torch, name)) for name in ("float32", "bfloat16")}
+    for name, ceiling in ceilings.items():
+        print(f"{name} matrix ceiling: {ceiling / 1e9:.1f} G operations/s on {device}")
+    chosen = precision(device)
+    print(f"samelib computes in {chosen}, {torch.get_num_threads()} threads")
+    rows = []
+    for name, work in SHAPES.items():
+        work = work._replace(batch=work.batch * (GPU_FACTOR if device.type == "cuda" else 1))
+        rows.append(measure(f"{name}, training step", work, arguments.turns, ceilings[chosen]))
         for ratio in (0.0, 0.75):
-            rows.append(compare(f"{name}, scoring at mask {ratio}", scorings(settings, size, device, ratio), *common))
+            scoring = work._replace(scoring_ratio=ratio)
+            rows.append(measure(f"{name}, scoring at mask {ratio}", scoring, arguments.turns, ceilings[chosen]))
     if arguments.append:
         origin = provenance(device, "random pixels", 0, "benchmark", time.perf_counter() - start)
-        path = Path(__file__).parent.parent / "results" / "benchmarks.jsonl"
-        append_rows(path, [row | {"matrix_ceiling": ceiling} | origin for row in rows])
+        common = {"matrix_ceiling": ceilings[chosen], "precision": chosen} | origin
+        append_rows(arguments.append, [row | common for row in rows])
 
 
 if __name__ == "__main__":

@@ -129,10 +129,9 @@ class Attack(ABC):
         curve = []
         with querier.progress:
             self.check_budget(querier.budget)
+            # A substitute that cannot be built or trained is said before anything is asked.
             self.train_settings(querier.image_shape)
-            self.build_substitute(
-                querier.image_shape, querier.classes
-            )  # what cannot be built is said before the queries
+            self.build_substitute(querier.image_shape, querier.classes)
             for queries, substitute in self.steal(querier, points if evaluate else ()):
                 if evaluate:
                     curve.append({"queries": queries} | evaluate(substitute))

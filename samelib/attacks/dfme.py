@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from samelib.attacks.base import Attack, Querier, answered
+from samelib.precision import autocast
 from samelib.presets import Preset
-from samelib.training import TrainSettings, autocast, best_device, descend, make_optimiser, seed_of
+from samelib.training import TrainSettings, best_device, descend, make_optimiser, seed_of
 
 
 class Generator(nn.Module):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from samelib.attacks.base import Querier, TransferAttack, TransferSet, answered
 from samelib.data.image_set import ImageSet, to_float
 from samelib.models.classifiers import predict
-from samelib.training import TrainSettings, autocast, best_device, descend, make_optimiser, seed_of
+from samelib.precision import autocast
+from samelib.training import TrainSettings, best_device, descend, make_optimiser, seed_of
 
 
 class Knockoff(TransferAttack):

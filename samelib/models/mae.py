@@ -9,6 +9,8 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from samelib.precision import fused_attention_pays
+
 
 @dataclass(frozen=True)
 class MAESettings:
@@ -58,34 +60,31 @@ def visible_count(tokens: int, mask_ratio: float) -> int:
     return max(1, int(tokens * (1 - mask_ratio) + 1e-9))
 
 
-def random_masking(tokens: Tensor, visible: int, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Keeps for each sample the `visible` tokens whose noise is lowest; no loop over samples.
+def random_masking(tokens: Tensor, len_keep: int, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Keeps for each sample the `len_keep` tokens whose noise is lowest; no loop over samples.
 
     Args:
         tokens: [N, T, D].
-        visible: how many tokens stay.
+        len_keep: how many tokens stay.
         noise: [N, T], uniform.
 
     Returns:
-        kept tokens [N, visible, D]; mask [N, T] (1 = hidden); restore [N, T], which sorts kept + hidden back in place.
+        kept tokens [N, len_keep, D]; mask [N, T] (1 = hidden); ids_restore [N, T], which sorts kept + hidden back in
+        place.
     """
-    shuffle = noise.argsort(dim=1)
-    restore = shuffle.argsort(dim=1)
-    keep = shuffle[:, :visible, None].expand(-1, -1, tokens.shape[2])
-    mask = (restore >= visible).to(tokens.dtype)
-    return tokens.gather(1, keep), mask, restore
+    ids_shuffle = noise.argsort(dim=1)
+    ids_restore = ids_shuffle.argsort(dim=1)
+    ids_keep = ids_shuffle[:, :len_keep, None].expand(-1, -1, tokens.shape[2])
+    mask = (ids_restore >= len_keep).to(tokens.dtype)
+    return tokens.gather(1, ids_keep), mask, ids_restore
 
 
-def run_blocks(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
-    """Transformer blocks in turn, [N, T, D] -> [N, T, D].
-
-    Attention is the fused kernel on a GPU and three plain products on a CPU, where the backward pass of PyTorch's fused
-    kernel took more than half of a step at these sequence lengths.
-    """
+def transformer(width: int, heads: int, depth: int) -> nn.Sequential:
+    """`depth` pre-norm blocks, [N, T, width] -> [N, T, width]; attention is computed the faster way (`precision`)."""
+    blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
     for block in blocks:
-        block.attn.fused_attn = tokens.is_cuda
-        tokens = block(tokens)
-    return tokens
+        block.attn.fused_attn = fused_attention_pays()
+    return blocks
 
 
 def mae_loss(x: Tensor, reconstruction: Tensor) -> Tensor:
@@ -99,6 +98,9 @@ def mae_loss(x: Tensor, reconstruction: Tensor) -> Tensor:
 
 class MaskedAutoencoder(nn.Module):
     """ViT encoder over the visible patches, light ViT decoder over all of them.
+
+    The names are those of facebookresearch/mae. Unlike there, `pos_embed` is learnt and has no row for `cls_token`, and
+    the decoder is as wide as the encoder, so that there is no `decoder_embed`.
 
     Args:
         image_shape: (C, H, W); H and W multiples of the patch.
@@ -115,44 +117,44 @@ class MaskedAutoencoder(nn.Module):
         self.image_shape, self.settings = tuple(image_shape), settings
         self.tokens = (h // s.patch) * (w // s.patch)
 
-        self.embed = nn.Linear(s.patch * s.patch * c, s.width)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, s.width))
-        self.position = nn.Parameter(torch.zeros(1, self.tokens, s.width))
-        self.encoder = nn.ModuleList(Block(s.width, s.heads, qkv_bias=True) for _ in range(s.depth))
-        self.encoder_norm = nn.LayerNorm(s.width)
+        self.patch_embed = nn.Linear(s.patch * s.patch * c, s.width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, s.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.tokens, s.width))
+        self.blocks = transformer(s.width, s.heads, s.depth)
+        self.norm = nn.LayerNorm(s.width)
 
         self.mask_token = nn.Parameter(torch.zeros(1, 1, s.width))
-        self.decoder_position = nn.Parameter(torch.zeros(1, self.tokens, s.width))
-        self.decoder = nn.ModuleList(Block(s.width, s.decoder_heads, qkv_bias=True) for _ in range(s.decoder_depth))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, self.tokens, s.width))
+        self.decoder_blocks = transformer(s.width, s.decoder_heads, s.decoder_depth)
         self.decoder_norm = nn.LayerNorm(s.width)
-        self.head = nn.Linear(s.width, s.patch * s.patch * c)
+        self.decoder_pred = nn.Linear(s.width, s.patch * s.patch * c)
         self._initialise(torch.Generator().manual_seed(seed))
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:
         """Normal(0, 0.02) tokens and positions, Xavier matrices, from our own generator: the seed decides all."""
         for name, parameter in self.named_parameters():
-            if name in ("class_token", "mask_token", "position", "decoder_position"):
+            if name in ("cls_token", "mask_token", "pos_embed", "decoder_pos_embed"):
                 parameter.normal_(std=0.02, generator=generator)
             elif parameter.ndim == 2:
                 nn.init.xavier_uniform_(parameter, generator=generator)
             else:
                 parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
 
-    def forward_encoder(self, x: Tensor, visible: int, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[N, C, H, W] -> latent [N, 1 + visible, width], mask [N, T], restore [N, T]."""
-        tokens = self.embed(patchify(x, self.settings.patch)) + self.position
-        kept, mask, restore = random_masking(tokens, visible, noise)
-        latent = torch.cat([self.class_token.expand(len(x), -1, -1).to(kept.dtype), kept], dim=1)
-        return self.encoder_norm(run_blocks(self.encoder, latent)), mask, restore
+    def forward_encoder(self, x: Tensor, len_keep: int, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, C, H, W] -> latent [N, 1 + len_keep, width], mask [N, T], ids_restore [N, T]."""
+        tokens = self.patch_embed(patchify(x, self.settings.patch)) + self.pos_embed
+        kept, mask, ids_restore = random_masking(tokens, len_keep, noise)
+        latent = torch.cat([self.cls_token.expand(len(x), -1, -1).to(kept.dtype), kept], dim=1)
+        return self.norm(self.blocks(latent)), mask, ids_restore
 
-    def forward_decoder(self, latent: Tensor, restore: Tensor) -> Tensor:
-        """latent [N, 1 + visible, width], restore [N, T] -> predicted patches [N, T, patch * patch * C]."""
-        hidden = self.mask_token.expand(len(latent), restore.shape[1] - latent.shape[1] + 1, -1).to(latent.dtype)
+    def forward_decoder(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
+        """latent [N, 1 + len_keep, width], ids_restore [N, T] -> predicted patches [N, T, patch * patch * C]."""
+        hidden = self.mask_token.expand(len(latent), ids_restore.shape[1] - latent.shape[1] + 1, -1).to(latent.dtype)
         patches = torch.cat([latent[:, 1:], hidden], dim=1)
-        patches = patches.gather(1, restore[:, :, None].expand(-1, -1, patches.shape[2])) + self.decoder_position
+        patches = patches.gather(1, ids_restore[:, :, None].expand(-1, -1, patches.shape[2])) + self.decoder_pos_embed
         tokens = torch.cat([latent[:, :1], patches], dim=1)
-        return self.head(self.decoder_norm(run_blocks(self.decoder, tokens)))[:, 1:]
+        return self.decoder_pred(self.decoder_norm(self.decoder_blocks(tokens)))[:, 1:]
 
     def forward(self, x: Tensor, noise: Tensor, mask_ratio: float | None = None) -> tuple[Tensor, Tensor]:
         """Reconstructs every pixel from the visible patches.
@@ -166,6 +168,6 @@ class MaskedAutoencoder(nn.Module):
             reconstruction [N, C, H, W] and mask [N, T] (1 = hidden).
         """
         ratio = self.settings.mask_ratio if mask_ratio is None else mask_ratio
-        latent, mask, restore = self.forward_encoder(x, visible_count(self.tokens, ratio), noise)
-        patches = self.forward_decoder(latent, restore)
+        latent, mask, ids_restore = self.forward_encoder(x, visible_count(self.tokens, ratio), noise)
+        patches = self.forward_decoder(latent, ids_restore)
         return unpatchify(patches, self.settings.patch, self.image_shape).float(), mask
