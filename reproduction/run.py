@@ -186,16 +186,10 @@ def run(
     if not todo:
         return 0
     check_rows(path, todo[0].group, todo[0].tier)
-    expected = estimates(todo, path)
-    usual = statistics.median([s for s in expected if s is not None] or [1.0])
-    weight = {cell: usual if s is None else s for cell, s in zip(todo, expected, strict=True)}
-    layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"  # time to finish: by expected seconds
-    with tqdm(total=sum(weight.values()), desc=f"{len(todo)} cells", bar_format=layout) as bar:
-        measured = (_serial if workers == "serial" else _ray)(todo, path, cache, measure)
-        for done, (cell, row) in enumerate(measured, 1):
+    measured = (_serial if workers == "serial" else _ray)(todo, path, cache, measure)
+    with tqdm(measured, total=len(todo), unit="cell") as bar:
+        for cell, row in bar:
             append_rows(path, [row])
-            bar.update(weight[cell])
-            bar.set_description(f"{done} of {len(todo)} cells", refresh=False)
             bar.set_postfix_str(str(cell))
     return len(todo)
 
