@@ -25,9 +25,10 @@ CHECKS = [
 
 @pytest.fixture(scope="module", params=[Reject(0.05), WORK], ids=["reject", "proof of work"])
 def described(request):
-    victim = Victim(lambda x: x.flatten(1)[:, :4].softmax(1), SMALL, 4)
+    victim, detector = Victim(lambda x: x.flatten(1)[:, :4].softmax(1), SMALL, 4), Ranked()
+    detector.image_shape = SMALL
     return schemathesis.openapi.from_asgi(
-        "/openapi.json", create_app(victim, Ranked(), request.param, limits=Limits(images=3))
+        "/openapi.json", create_app(victim, detector, request.param, limits=Limits(images=3))
     )
 
 
