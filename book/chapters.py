@@ -21,6 +21,7 @@ from ipykernel.kernelspec import get_kernel_dict
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
+KERNEL_TIMEOUT = 300  # seconds for a kernel to begin, on a machine that is busy with much else
 CELL_TIMEOUT = {"smoke": 300, "lecture": 1800, "paper": None}  # seconds: a cell that hangs must not hang the build
 PAPERMILL_ERRORS = (PapermillExecutionError, RuntimeError, TimeoutError)  # a cell raised, its kernel died, it hung
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -195,6 +196,7 @@ def execute(build: Build, name: str, environment: dict[str, str]) -> dict[str, i
                 progress_bar=False,
                 stdout_file=stream,
                 stderr_file=stream,
+                start_timeout=KERNEL_TIMEOUT,
                 execution_timeout=CELL_TIMEOUT[build.tier],
             )
         except PAPERMILL_ERRORS as error:

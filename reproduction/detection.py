@@ -256,7 +256,7 @@ def attack_table(frame: pd.DataFrame, labels: Sequence[str] = LABELS) -> str:
     frame = same_rows(frame)
     frame = frame[frame["label"].isin(labels)]
     lines, table = [], papers_table(frame)
-    groups = dict(frame.groupby(["label", "budget", "scoring"]))
+    groups = dict(iter(frame.groupby(["label", "budget", "scoring"])))
     for label, budget, scoring in sorted(groups, key=lambda key: (labels.index(key[0]), *key[1:])):
         rows = groups[label, budget, scoring]
         figures = [spread(select(rows, alpha=alpha)["auroc"]) for alpha in VARIANTS.values()]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reproduction.author_code import AuthorCodeDetector
-from reproduction.plan import SCALES, AttackVariant, DetectorVariant
+from reproduction.plan import SCALES, AttackVariant, DetectorVariant, preset_of
 from samelib.attacks import Attack, make_attack
 from samelib.data.groups import load_group
 from samelib.data.image_set import ImageSet, OutOfRangeWarning, to_float
@@ -20,7 +20,7 @@ from samelib.detectors.same import SameDetector
 from samelib.gateway import QueryGateway
 from samelib.metrics import accuracy
 from samelib.models.classifiers import Victim
-from samelib.presets import SameSettings, evaluation, preset, scoring_variants, victim_and_card
+from samelib.presets import SameSettings, evaluation, scoring_variants, victim_and_card
 from samelib.store import ArtifactStore
 from samelib.training import best_device
 
@@ -33,10 +33,11 @@ class Bench:
 
     def __init__(self, group: str, tier: str, seed: int, store: ArtifactStore | None = None):
         self.group = load_group(group, tier).to(best_device())
-        self.settings, self.scale = preset(tier, self.group.image_shape), SCALES[tier]
+        self.settings, self.scale = preset_of(group, tier), SCALES[tier]
         self.seed, self.store = seed, store or ArtifactStore()
         self.benign_readings: dict[DetectorVariant, tuple] = {}  # see reproduction.detection
         self._detectors: dict[DetectorVariant, Detector] = {}
+        self._accuracies: dict[Victim, float] = {}
 
     @cached_property
     def undefended(self) -> tuple[Victim, dict]:
@@ -53,8 +54,10 @@ class Bench:
 
     def accuracy(self, victim: Victim) -> float:
         """Of the victim on its test set."""
-        test = self.group.benign_test
-        return round(accuracy(victim(test.pixels()), test.labels), 6)
+        if victim not in self._accuracies:
+            test = self.group.benign_test
+            self._accuracies[victim] = round(accuracy(victim(test.pixels()), test.labels), 6)
+        return self._accuracies[victim]
 
     def detector(self, variant: DetectorVariant) -> Detector:
         """The fitted detector."""

@@ -1,7 +1,7 @@
 """What there is to measure: the names of a cell, and the cells that each of the paper's tables and figures is made of."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
@@ -166,7 +166,7 @@ class Scale(NamedTuple):
     Attributes:
         widths: embedding sizes of the autoencoder that Figure 7 compares.
         curve_train, curve_images: the autoencoder's training for Figure 6; None: as the detector's own, on all images.
-        variants: how many of the things that are alike are measured (None: all), so that the smoke tier is quick.
+        http_queries: of each user, sent to a live service.
     """
 
     widths: tuple[int, ...]
@@ -176,15 +176,21 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-    "smoke": Scale((24, 48), http_queries=20),
+    "smoke": Scale((24, 48), http_queries=10),
     "lecture": Scale((24, 48, 96), TrainSettings(12, 128, 3e-3, warmup=2 / 12), 12_000),
     "paper": Scale((48, 96, 192)),
 }
 
 
 def preset_of(group: str, tier: str) -> Preset:
-    """samelib's settings for the pictures of that group."""
-    return preset(tier, (3, 32, 32) if group in COLOUR else (1, 28, 28))
+    """samelib's settings for the pictures of that group; at smoke tier with shorter trainings, of which there are dozens."""
+    p = preset(tier, (3, 32, 32) if group in COLOUR else (1, 28, 28))
+    if tier != "smoke":
+        return p
+    brief = TrainSettings(seen=1_000, batch=32, lr=1e-3)
+    same = replace(p.same, mae_train=replace(p.same.mae_train, epochs=2), auxiliary_train=brief)
+    trainings = dict.fromkeys(("victim_train", "substitute_train", "round_train"), brief)
+    return replace(p, same=same, budgets=(220, 300), dfme_budget=600, **trainings)
 
 
 def budgets_of(frame: pd.DataFrame) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from samelib.data.groups import load_group
 from samelib.data.real import DataError
 from samelib.detectors.same import SameDetector
 from samelib.distributed import by_first, process_group
-from samelib.presets import TIERS, preset_for
+from samelib.presets import TIERS, preset
 from samelib.store import ArtifactError, ArtifactStore
 from samelib.training import best_device
 
@@ -54,13 +54,13 @@ def joined() -> Iterator[str]:
 def pretrain(data: str, tier: str, seed: int, device: str) -> None:
     """Trains the autoencoder that `SameDetector.fit` looks for, or finds that it is there (errors: see there)."""
     images = by_first(lambda: load_group(data, tier).victim_train).to(device)  # loaded, and downloaded, once for all
-    settings = preset_for(tier, images.image_shape[0] == 3, len(images)).same
+    settings = preset(tier, images.image_shape).same
     store, epochs = ArtifactStore(), []
     _, card = SameDetector(settings, seed).fit_autoencoder(images, store, lambda epoch, *_: epochs.append(epoch))
     rank, processes = process_group()
     if rank == 0:
         what = f"{len(epochs)} epochs, {card['seconds']:.0f} s, processes: {processes}" if epochs else "was there"
-        print(f"masked autoencoder: {what}; loss {card['history'][-1]:.4f}; {store.path(card['spec'])}")
+        print(f"masked autoencoder: {what}; loss {card['losses'][-1]:.4f}; {store.path(card['spec'])}")
         print(f"next: samelib fit DETECTOR --data {data} --tier {tier} --seed {seed}")
 
 

@@ -10,6 +10,7 @@ import platform
 import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -52,6 +53,7 @@ def provenance(device: str | torch.device, data: str, seed: int, tier: str, seco
     }
 
 
+@cache
 def _commit() -> tuple[str | None, bool | None]:
     """The checkout's commit, and whether its code is as committed; None, None outside a checkout."""
     top = Path(__file__).parents[1]
@@ -115,7 +117,7 @@ def load_rows(name: str, tier: str | None = None, path: Path | None = None) -> p
             belong into one table.
     """
     cells = [cell for cell in load_cells(path or RESULTS / f"{name}.jsonl") if tier in (None, cell.get("tier"))]
-    for kind, words in (("measurement", "measurements (samelib.MEASUREMENT)"), ("data", "data")):
+    for kind, words in (("measurement", "measurements (MEASUREMENT)"), ("data", "data")):
         origins = {(cell["tier"], cell[kind]) for cell in cells if "cell" in cell}
         if len(origins) > len({tier for tier, _ in origins}):
             raise ValueError(f"rows of {name} come from different {words}; measure them again into one folder")

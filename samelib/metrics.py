@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from scipy import stats
+from sklearn.metrics import auc as area
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
@@ -43,6 +44,10 @@ def fpr_at_tpr(benign: ArrayLike, malicious: ArrayLike, tpr: float = 0.95, inter
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr must be in (0, 1], got {tpr}")
     false_positive, true_positive, _ = roc_curve(*_labelled(benign, malicious), drop_intermediate=False)
+    return _fpr_on_curve(false_positive, true_positive, tpr, interpolate)
+
+
+def _fpr_on_curve(false_positive: np.ndarray, true_positive: np.ndarray, tpr: float, interpolate: bool) -> float:
     if interpolate:
         return float(np.interp(tpr, true_positive, false_positive))
     return float(false_positive[np.argmax(true_positive >= tpr - 1e-12)])
@@ -54,12 +59,15 @@ def tpr_at_threshold(malicious: ArrayLike, threshold: float) -> float:
 
 
 def detection_metrics(benign: ArrayLike, malicious: ArrayLike, interpolate: bool = False) -> dict[str, float]:
-    """AUROC, AUPR (average precision), FPR95 and FPR90, all as fractions."""
+    """AUROC, AUPR (average precision), FPR95 and FPR90, all as fractions: from one ROC curve, as the functions above."""
+    labels, scores = _labelled(benign, malicious)
+    false_positive, true_positive, _ = roc_curve(labels, scores, drop_intermediate=False)
+    caught, flagged = true_positive[1:] * labels.sum(), false_positive[1:] * (labels == 0).sum()
     return {
-        "auroc": auroc(benign, malicious),
-        "aupr": aupr(benign, malicious),
-        "fpr95": fpr_at_tpr(benign, malicious, 0.95, interpolate),
-        "fpr90": fpr_at_tpr(benign, malicious, 0.90, interpolate),
+        "auroc": float(area(false_positive, true_positive)),
+        "aupr": float(np.sum(np.diff(true_positive) * caught / (caught + flagged))),
+        "fpr95": _fpr_on_curve(false_positive, true_positive, 0.95, interpolate),
+        "fpr90": _fpr_on_curve(false_positive, true_positive, 0.90, interpolate),
     }
 
 

@@ -72,7 +72,7 @@ def run_script(folder: Path, dies_after: int = 0):
 def entry(cache: Path) -> tuple[dict, list[float]]:
     """(weights, history) of the one model in a cache."""
     (folder,) = cache.glob("mae-*[0-9a-f]")
-    return load_file(folder / "weights.safetensors"), json.loads((folder / "card.json").read_text())["history"]
+    return load_file(folder / "weights.safetensors"), json.loads((folder / "card.json").read_text())["losses"]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def group():
 
 def test_two_processes_give_the_losses_and_weights_of_one(two, group, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "autocast", lambda device: torch.autocast(device.type, enabled=False))
-    SameDetector(preset("smoke", group).same).fit_autoencoder(group.victim_train, ArtifactStore(tmp_path))
+    SameDetector(preset("smoke", group.image_shape).same).fit_autoencoder(group.victim_train, ArtifactStore(tmp_path))
     (weights, history), (shared_weights, shared_history) = entry(tmp_path), entry(two[0] / "cache")
     assert len(history) == 4 and shared_history == pytest.approx(history, rel=1e-5)
     assert weights.keys() == shared_weights.keys()  # the plain module's names
@@ -121,10 +121,10 @@ def test_fit_and_a_single_process_find_the_entry(two, group, monkeypatch, capsys
     monkeypatch.setattr(same, "train_mae", lambda *_, **__: pytest.fail("it was trained again"))
     monkeypatch.setenv("SAMELIB_CACHE", str(two[0] / "cache"))
     monkeypatch.setattr(pretrain, "best_device", lambda: "cpu")
-    settings = preset("smoke", group).same
+    settings = preset("smoke", group.image_shape).same
     module, card = SameDetector(settings).fit_autoencoder(group.victim_train, ArtifactStore())
     weights, history = entry(two[0] / "cache")
-    assert card["history"] == history and all(torch.equal(v, weights[k]) for k, v in module.state_dict().items())
+    assert card["losses"] == history and all(torch.equal(v, weights[k]) for k, v in module.state_dict().items())
     pretrain.main(["--tier", "smoke"])
     assert "masked autoencoder: was there" in capsys.readouterr().out
 
@@ -135,9 +135,9 @@ def test_a_killed_run_goes_on_from_its_checkpoint(two, tmp_path):
     assert status != 0 and not list((tmp_path / "cache").glob("mae-*[0-9a-f]"))
     weights, history = entry(two[0] / "cache")
     state = torch.load(checkpoint)
-    done = len(state["history"])
-    assert 2 <= done <= 3 and state["history"] == history[:done]
-    state["history"][0] = 7.0  # would be lost if the training began anew
+    done = len(state["losses"])
+    assert 2 <= done <= 3 and state["losses"] == history[:done]
+    state["losses"][0] = 7.0  # would be lost if the training began anew
     torch.save(state, checkpoint)
     status, _, error = run_script(tmp_path)
     assert status == 0, error

@@ -89,4 +89,4 @@ def test_every_page_of_rows_is_made(python, tmp_path):
 def test_the_chapter_of_the_reproduction_runs(python, tmp_path):
     (name,) = (name for name in NOTEBOOKS if "reproduction" in name)
     nbformat.write(nbformat.v4.new_notebook(cells=code_cells(name)), tmp_path / "chapter.ipynb")
-    run(python, tmp_path, "-m", "IPython", "chapter.ipynb")
+    run(python, tmp_path, "-m", "IPython", "--colors=nocolor", "chapter.ipynb")

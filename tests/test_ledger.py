@@ -1,10 +1,12 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from reproduction import claims, ledger, report
+from reproduction import claims, ledger
 from reproduction.ledger import NOT, OPEN, ORDER, REPRODUCED, VERDICTS, entries, page, verdict
-from reproduction.results import reported
+from reproduction.plan import KNOCKOFF, Cell, DetectorVariant
+from reproduction.rows import as_frame, reported
 
 ROOT = Path(__file__).parents[1]
 PAPER = {"same": 93.3, "edm": 66.1, "outlier_exposure": 58.7}
@@ -18,6 +20,7 @@ PAPER = {"same": 93.3, "edm": 66.1, "outlier_exposure": 58.7}
         ({"same": 70.0, "edm": 69.5, "outlier_exposure": 60.0}, NOT),  # beside EDM; in the paper above it
         ({"same": 60.0, "edm": 66.0, "outlier_exposure": 50.0}, NOT),
         ({"same": 60.0}, NOT),  # nothing to compare it with: no order was shown
+        ({"same": 70.0, "edm": 60.0}, NOT),  # nor with one of the two alone
         ({"edm": 66.0, "outlier_exposure": 58.0}, OPEN),
         ({}, OPEN),
     ],
@@ -58,28 +61,44 @@ def test_a_verdict_has_rows_and_their_provenance_behind_it():
         assert not attempted or entry.tier.startswith(("lecture", "paper"))
 
 
-def test_the_page_says_what_the_rows_say():
-    written = (ROOT / "book" / "ledger.md").read_text(encoding="utf-8")
-    assert written == page(), "put the output of `python -m reproduction.ledger` into book/ledger.md"
+def test_the_page_is_as_it_was():
+    """Every verdict of the published rows, as the fixture has them: what a change of the code must not move."""
+    fixture = json.loads((Path(__file__).parent / "ledger.json").read_text(encoding="utf-8"))
+    assert [[e.source, e.what, e.ours, e.verdict] for e in entries()] == fixture
+    text = page()
+    for what in ("# The ledger", "## Summary", "## Claims of the text", "**Withdrawn**", "## Where the rows come from"):
+        assert what in text
+    assert "nan" not in text and text.count("\n| ") > len(fixture)
 
 
-def row(detector: str, attack: str, auroc: float, seed: int = 0, **more) -> dict:
-    return {
-        "cell": f"{detector} {attack} {seed}", "group": "mnist", "tier": "lecture", "seed": seed, "detector": detector,
-        "protocol": "fixed", "attack": attack, "budget": 1000, "device": "CPU, 1 threads", "auroc": auroc, "aupr": auroc,
-        "fpr95": 1 - auroc, "fpr90": 1 - auroc,
-    } | more  # fmt: skip
+def test_no_time_is_compared_with_itself():
+    paper = {"outlier_exposure": 1000.0, "edm": 2000.0, "same": 500.0}
+    alike = {"outlier_exposure": 10.0, "edm": 20.0, "same": 5.0}
+    assert {ledger._time_verdict(paper, alike, name) for name in paper} == {REPRODUCED}
+    slow = alike | {"outlier_exposure": 40.0}  # also slower than EDM
+    assert ledger._time_verdict(paper, slow, "outlier_exposure") == ORDER
+    assert ledger._time_verdict(paper, slow, "edm") == NOT
+    quick = alike | {"outlier_exposure": 1.0}  # than SAME, too
+    assert ledger._time_verdict(paper, quick, "outlier_exposure") == NOT
+
+
+def frame(budget: int = 1000, **aurocs: float):
+    readings = {"same": {"alpha": 0.5}, "outlier_exposure": {}, "edm": {"consensus": "mean cosine"}}
+    rows = []
+    for name, auroc in aurocs.items():
+        cell = Cell("detection", "mnist", "lecture", 0, DetectorVariant(name), KNOCKOFF, budget)
+        figures = {"auroc": auroc, "aupr": auroc, "fpr95": 1 - auroc, "fpr90": 1 - auroc, "device": "CPU, 1 threads"}
+        rows.append({"cell": str(cell)} | cell.fields() | readings[name] | figures)
+    return as_frame(rows)
 
 
 @pytest.fixture
-def rows() -> list[dict]:
-    values = {"same": {"alpha": 0.5}, "outlier_exposure": {}, "edm": {"consensus": "mean cosine"}}
-    aurocs = {"same": 0.99, "outlier_exposure": 0.915, "edm": 0.7}
-    return [row(d, "knockoff", aurocs[d], **more) for d, more in values.items()]
+def rows():
+    return frame(same=0.99, outlier_exposure=0.915, edm=0.7)
 
 
 def test_entries_follow_the_rows(rows, monkeypatch):
-    monkeypatch.setattr(ledger, "evidence", lambda group: rows if group == "mnist" else [])
+    monkeypatch.setattr(ledger, "evidence", lambda group: rows if group == "mnist" else as_frame([]))
     found = {e.what: e for e in entries() if e.source == "Table 1"}
     same = found["SAME, knockoff, 1,000 queries, AUROC"]
     assert (same.paper, same.ours, same.verdict, same.tier) == ("99.4", "99.0", REPRODUCED, "lecture, 1 seed")
@@ -90,24 +109,14 @@ def test_entries_follow_the_rows(rows, monkeypatch):
 
 def test_rows_of_the_smoke_tier_are_no_evidence(monkeypatch):
     asked = []
-    monkeypatch.setattr(ledger, "grid_rows", lambda group, tier: asked.append(tier) or [])
-    assert ledger.evidence("mnist") == [] and asked == ["paper", "lecture"]
+    monkeypatch.setattr(ledger, "load_rows", lambda group, tier: asked.append(tier) or as_frame([]))
+    assert ledger.evidence("mnist").empty and asked == ["paper", "lecture"]
 
 
-def test_rows_of_two_versions_are_not_put_into_one_table(rows, tmp_path):
-    from reproduction.results import append_rows
-
-    path = tmp_path / "mnist.jsonl"
-    append_rows(path, [r | {"code": f"version {i % 2}", "data": "d"} for i, r in enumerate(rows)])
-    with pytest.raises(ValueError, match="come from different versions of samelib's code; measure them again"):
-        report.grid_rows("mnist", "lecture", path)
-
-
-def test_a_claim_holds_or_does_not(rows, monkeypatch):
+def test_a_claim_holds_or_does_not(rows):
     claim = next(c for c in claims.CLAIMS if c.where == "Figure 1")
-    large = [r | {"budget": 4000} for r in rows]
-    assert list(claim.holds(large)) == [True]
-    worse = [r | ({"auroc": 0.5} if r["detector"] == "same" else {}) for r in large]
+    assert list(claim.holds(frame(4000, same=0.99, outlier_exposure=0.915))) == [True]
+    worse = frame(4000, same=0.5, outlier_exposure=0.915)
     assert list(claim.holds(worse)) == [False]
     with pytest.raises(claims.NotMeasured):
         list(claim.holds(rows))  # they are of the other budget

@@ -1,5 +1,5 @@
 """A prediction service with a detector in front of its model, and the client for it (`pip install 'samelib[serve]'`).
 
-request -> app -> intake (bytes to images) -> guard (stamps, answers, decisions) -> batching -> victim, detector
+request -> app (image files) or open_inference (tensors) -> guard (stamps) -> batching -> Defence.judge -> answer
 attack -> client.RemoteGateway -> request
 """

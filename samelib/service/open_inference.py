@@ -123,10 +123,6 @@ def output_tensors(replies: list[Reply], classes: int) -> list[OutputTensor]:
     ]
 
 
-def _metadata(tensors: list[tuple[str, str, list[int]]]) -> list[dict]:
-    return [{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in tensors]
-
-
 def open_inference(
     reply: Callable[[Tensor, list[str]], Awaitable[list[Reply]]], victim: Victim, most_images: int, name: str
 ) -> APIRouter:
@@ -137,9 +133,18 @@ def open_inference(
     """
     if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
         raise ValueError(f"the model's name must be letters, digits, _, . and -, got {name!r}")
-    inputs = [("image", "UINT8", [-1, *victim.image_shape]), ("stamp", "BYTES", [-1])]
-    outputs = [(t.name, t.datatype, [-1, *t.shape[1:]]) for t in output_tensors([], victim.classes)]
-    metadata = {"name": name, "platform": "samelib", "inputs": _metadata(inputs), "outputs": _metadata(outputs)}
+    metadata = {
+        "name": name,
+        "platform": "samelib",
+        "inputs": [
+            {"name": "image", "datatype": "UINT8", "shape": [-1, *victim.image_shape]},
+            {"name": "stamp", "datatype": "BYTES", "shape": [-1]},
+        ],
+        "outputs": [
+            {"name": tensor.name, "datatype": tensor.datatype, "shape": [-1, *tensor.shape[1:]]}
+            for tensor in output_tensors([], victim.classes)
+        ],
+    }
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
     @routes.get("/health/live", summary="200 while the service answers")

@@ -1,0 +1,46 @@
+"""README.md as a newcomer meets it: short, its program runs, its table is that of the rows."""
+
+from pathlib import Path
+
+import pytest
+
+import samelib
+from reproduction.responses import copies_table
+from reproduction.rows import load_rows
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_it_is_short_and_names_both_commands():
+    assert len(README.splitlines()) <= 100
+    assert "make book" in README and "make test" in README
+
+
+def test_its_table_is_that_of_the_rows():
+    header, _, *lines = copies_table(load_rows("mnist-responses", "lecture")).splitlines()
+    columns = [i for i, name in enumerate(cells(header)) if name == "attack" or name.startswith("fidelity")]
+    for line in lines:
+        row = "| " + " | ".join(cells(line)[i] for i in columns) + " |"
+        assert row in README, f"README.md lacks the row\n{row}"
+
+
+@pytest.mark.parametrize("text", [README[README.index("(book/") + 1 :].split(")")[0], "book/figures/same.png"])
+def test_its_links_lead_somewhere(text):
+    assert (ROOT / text).is_file()
+
+
+def test_its_program_runs(group, victim, detector, monkeypatch, capsys):
+    """On a tiny group: the program is the same, what it loads and trains is not."""
+    monkeypatch.setattr(samelib, "load_group", lambda name: group)
+    monkeypatch.setattr(samelib, "train_victim", lambda group: victim)
+    monkeypatch.setattr(samelib.SameDetector, "preset", lambda *_: samelib.SameDetector(detector.settings))
+    monkeypatch.setattr(samelib, "QueryGateway", lambda victim, budget, detector: gateway(victim, 64, detector))
+    gateway = samelib.gateway.QueryGateway
+    exec(README.split("```python\n")[1].split("```")[0], {})
+    printed = capsys.readouterr().out
+    assert "flagged: thief tensor(" in printed and "flagged: users tensor(" in printed
