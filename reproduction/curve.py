@@ -18,7 +18,8 @@ from samelib.data.image_set import to_float
 from samelib.detectors.same import SameDetector, pass_noise, reconstruction_error
 from samelib.models.mae import MaskedAutoencoder
 from samelib.plots import legend_above
-from samelib.training import autocast, seed_of, train_mae
+from samelib.precision import autocast
+from samelib.training import seed_of, train_mae
 
 IMAGES, POINTS, PASSES = 256, 20, 4
 KINDS = {"benign": "benign", "knockoff": "Knockoff", "jbda, seeds left out": "JBDA, no seeds", "dfme": "DFME"}

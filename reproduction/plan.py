@@ -166,17 +166,19 @@ class Scale(NamedTuple):
     Attributes:
         widths: embedding sizes of the autoencoder that Figure 7 compares.
         curve_train, curve_images: the autoencoder's training for Figure 6; None: as the detector's own, on all images.
+        small_budgets: are the variants of the attacks measured at the small budget too?
         http_queries: of each user, sent to a live service.
     """
 
     widths: tuple[int, ...]
     curve_train: TrainSettings | None = None
     curve_images: int | None = None
+    small_budgets: bool = True
     http_queries: int = 100
 
 
 SCALES = {
-    "smoke": Scale((24, 48), http_queries=10),
+    "smoke": Scale((24, 48), small_budgets=False, http_queries=10),
     "lecture": Scale((24, 48, 96), TrainSettings(12, 128, 3e-3, warmup=2 / 12), 12_000),
     "paper": Scale((48, 96, 192)),
 }
@@ -187,7 +189,7 @@ def preset_of(group: str, tier: str) -> Preset:
     p = preset(tier, (3, 32, 32) if group in COLOUR else (1, 28, 28))
     if tier != "smoke":
         return p
-    brief = TrainSettings(seen=1_000, batch=32, lr=1e-3)
+    brief = TrainSettings(seen=500, batch=32, lr=2e-3)
     same = replace(p.same, mae_train=replace(p.same.mae_train, epochs=2), auxiliary_train=brief)
     trainings = dict.fromkeys(("victim_train", "substitute_train", "round_train"), brief)
     return replace(p, same=same, budgets=(220, 300), dfme_budget=600, **trainings)
@@ -228,7 +230,7 @@ def _defences(p: Preset, s: Scale) -> Plan:
 
 
 def _attacks(p: Preset, s: Scale) -> Plan:
-    yield from _detection((SAME, SAME_MASK_0), VARIANTS, p.budgets)
+    yield from _detection((SAME, SAME_MASK_0), VARIANTS, p.budgets if s.small_budgets else p.budgets[1:])
     yield from _detection((SAME, SAME_MASK_0), (DFME,), (p.dfme_budget,))
 
 
