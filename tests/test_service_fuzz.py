@@ -28,7 +28,11 @@ def described(request):
     victim, detector = Victim(lambda x: x.flatten(1)[:, :4].softmax(1), SMALL, 4), Ranked()
     detector.image_shape = SMALL
     return schemathesis.openapi.from_asgi(
+<<<<<<< HEAD
         "/openapi.json", create_app(victim, detector, request.param, limits=Limits(images=3))
+=======
+        "/openapi.json", create_app(victim, Ranked(SMALL), request.param, limits=Limits(images=3))
+>>>>>>> service
     )
 
 
