@@ -25,14 +25,9 @@ CHECKS = [
 
 @pytest.fixture(scope="module", params=[Reject(0.05), WORK], ids=["reject", "proof of work"])
 def described(request):
-    victim, detector = Victim(lambda x: x.flatten(1)[:, :4].softmax(1), SMALL, 4), Ranked()
-    detector.image_shape = SMALL
+    victim = Victim(lambda x: x.flatten(1)[:, :4].softmax(1), SMALL, 4)
     return schemathesis.openapi.from_asgi(
-<<<<<<< HEAD
-        "/openapi.json", create_app(victim, detector, request.param, limits=Limits(images=3))
-=======
         "/openapi.json", create_app(victim, Ranked(SMALL), request.param, limits=Limits(images=3))
->>>>>>> service
     )
 
 

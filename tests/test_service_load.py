@@ -17,15 +17,10 @@ from samelib.service.server import running
 
 @pytest.mark.slow
 def test_locust_asks_and_solves():
-    victim, detector = Victim(lambda x: x.flatten(1)[:, :10].softmax(1), (1, 28, 28), 10), Ranked()
-    detector.image_shape = victim.image_shape
+    victim = Victim(lambda x: x.flatten(1)[:, :10].softmax(1), (1, 28, 28), 10)
     locustfile = Path(reproduction.__file__).parent / "benchmarks" / "service.py"
     options = ["--headless", "--skip-log", "--json", "--users", "3", "--spawn-rate", "3", "--run-time", "5s"]
-<<<<<<< HEAD
-    with running(create_app(victim, detector, ProofOfWork(4, 0))) as url:
-=======
     with running(create_app(victim, Ranked(victim.image_shape), ProofOfWork(4, 0))) as url:
->>>>>>> service
         command = [sys.executable, "-m", "locust", "-f", str(locustfile), *options, "--host", url, "--images", "2"]
         records = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120).stdout)
     requests = {record["name"]: record for record in records}
