@@ -1,8 +1,7 @@
-"""What the processor at hand computes fastest, measured once a process and not guessed from its name.
+"""The precision that pays on the processor at hand, measured once a process and not guessed from its name.
 
-A processor that has bfloat16 instructions may still be slower with them, and PyTorch's fused attention wins on one
-CPU and loses on the next. A GPU is asked, not measured. The probes take milliseconds and leave random numbers, threads
-and modes of the process as they were.
+A processor that has bfloat16 instructions may still be slower with them. A GPU is asked, not measured. The probe takes
+milliseconds and leaves random numbers, threads and modes of the process as they were.
 """
 
 import os
@@ -12,7 +11,6 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.backends import mkldnn
 
 OVERRIDE = "SAMELIB_PRECISION"
@@ -54,32 +52,6 @@ def bfloat16_pays(device_type: str) -> bool:
             F.linear(F.gelu(F.linear(tokens, up)), down)
 
     return _clearly_faster(lambda: mlp(True), lambda: mlp(False))
-
-
-@cache
-def fused_attention_pays() -> bool:
-    """Whether PyTorch's fused attention is clearly faster than plain products, forward and backward.
-
-    The shape is that of a ViT-Tiny's heads over four images of 64 tokens. A machine with a GPU computes there, where
-    the fused kernel always pays. On a CPU plain products are taken unmeasured where SAMELIB_PRECISION is set. Either
-    way is correct on either device.
-    """
-    if torch.cuda.is_available():
-        return True
-    if os.environ.get(OVERRIDE):
-        return False
-    dtype = torch.bfloat16 if bfloat16_pays("cpu") else torch.float32
-
-    def attend(attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            qkv = [torch.full((4, 3, 64, 64), 0.5, dtype=dtype, requires_grad=True) for _ in range(3)]
-            torch.autograd.grad(attention(*qkv).sum(), qkv)
-
-    return _clearly_faster(lambda: attend(F.scaled_dot_product_attention), lambda: attend(_plain_attention))
-
-
-def _plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(-1) @ value
 
 
 def _clearly_faster(candidate: Callable[[], None], standard: Callable[[], None]) -> bool:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from samelib.distributed import by_first
+from samelib.precision import precision
 
 MEASUREMENT = 2  # raise it when a change of the code moves a figure: older models are then made again
 FORMAT = 1
@@ -154,7 +155,8 @@ class ArtifactStore:
         def make(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
             module = build()
             losses, seconds = fit(module, checkpoint)
-            card = {"losses": losses, "seconds": seconds, "device": next(module.parameters()).device.type}
+            device = next(module.parameters()).device
+            card = {"losses": losses, "seconds": seconds, "device": device.type, "precision": precision(device)}
             card |= {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads()}
             return module.state_dict(), card
 

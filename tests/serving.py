@@ -38,8 +38,10 @@ def quarters(x: Tensor) -> Tensor:
 class Ranked(Detector):
     """A detector whose score is the mean pixel: with p-value 1 at -1, and 1 / 200 at +1."""
 
-    image_shape = SHAPE
     calibration_scores = torch.linspace(-0.5, 0.5, 199)
+
+    def __init__(self, image_shape: tuple[int, int, int] = SHAPE):
+        self.image_shape = image_shape
 
     def fit(self, *sets, store=None, fpr=0.05):
         return self

@@ -91,7 +91,12 @@ def test_unclipped_queries_are_kept_as_they_were_sent(bench):
 
 
 # Figures of one tiny cell, and the MEASUREMENT that they belong to. The tolerance is for other processors' rounding.
-GOLDEN = {"measurement": 2, "auroc": {0.0: 0.6126, 0.5: 0.6169, 1.0: 0.6168}, "substitute_fidelity": 0.4267, "tolerance": 0.015}
+GOLDEN = {
+    "measurement": 2,
+    "auroc": {0.0: 0.6126, 0.5: 0.6169, 1.0: 0.6168},
+    "substitute_fidelity": 0.4267,
+    "tolerance": 0.015,
+}
 
 
 def test_figures_move_only_with_the_measurement(bench):

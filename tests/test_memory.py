@@ -22,4 +22,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
 def test_a_freed_tensor_is_not_fetched_from_the_system_again():
     faults = int(subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True).stdout)
-    assert faults < 1000  # 128 MiB are 32,768 pages, or 64 huge ones, each time
+    assert faults < 2 * 32_768  # of four times the 32,768 pages of 128 MiB; the heap may still grow once

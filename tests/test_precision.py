@@ -9,14 +9,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def fresh_probes(monkeypatch):
-    """No test reads or leaves behind what a probe answered."""
+def fresh_probe(monkeypatch):
+    """No test reads or leaves behind what the probe answered."""
     monkeypatch.delenv("SAMELIB_PRECISION", raising=False)
-    for probe in (precision.bfloat16_pays, precision.fused_attention_pays):
-        probe.cache_clear()
+    precision.bfloat16_pays.cache_clear()
     yield
-    for probe in (precision.bfloat16_pays, precision.fused_attention_pays):
-        probe.cache_clear()
+    precision.bfloat16_pays.cache_clear()
 
 
 def takes(monkeypatch, *seconds: float) -> list[str]:
@@ -45,12 +43,12 @@ def test_a_clear_winner_wins_eight_turns_of_ten(monkeypatch, seconds, wins):
 def test_the_probe_decides_once(monkeypatch):
     monkeypatch.setattr(precision.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    answers = [True, False]
+    answers = [True]
     monkeypatch.setattr(precision, "_clearly_faster", lambda candidate, standard: answers.pop(0))
     assert [precision.precision(CPU) for _ in range(2)] == ["bfloat16", "bfloat16"]
     with precision.autocast(CPU):
         assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.bfloat16
-    assert precision.fused_attention_pays() is False and not answers
+    assert not answers
 
 
 def test_without_a_kernel_for_it_bfloat16_is_not_tried(monkeypatch):
@@ -59,24 +57,23 @@ def test_without_a_kernel_for_it_bfloat16_is_not_tried(monkeypatch):
     assert precision.precision(CPU) == "float32"
 
 
-def test_the_probes_run_anywhere_and_change_nothing(monkeypatch):
+def test_the_probe_runs_anywhere_and_changes_nothing(monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     before = torch.get_rng_state(), torch.get_num_threads(), torch.is_autocast_enabled("cpu")
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        precision.bfloat16_pays("cpu"), precision.fused_attention_pays()
+        precision.bfloat16_pays("cpu")
         assert torch.is_inference_mode_enabled() and torch.is_autocast_enabled("cpu")
     after = torch.get_rng_state(), torch.get_num_threads(), torch.is_autocast_enabled("cpu")
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 
 
 @pytest.mark.parametrize("chosen", ["float32", "bfloat16"])
-def test_the_environment_decides_instead_of_the_probes(monkeypatch, chosen):
+def test_the_environment_decides_instead_of_the_probe(monkeypatch, chosen):
     monkeypatch.setenv("SAMELIB_PRECISION", chosen)
     monkeypatch.setattr(precision, "_clearly_faster", lambda candidate, standard: pytest.fail("it was measured"))
     assert precision.precision(CPU) == chosen
     with precision.autocast(CPU):
         assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == getattr(torch, chosen)
-    assert precision.fused_attention_pays() is torch.cuda.is_available()
 
 
 def test_an_unknown_precision_is_refused(monkeypatch):
@@ -87,7 +84,7 @@ def test_an_unknown_precision_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_attention_is_chosen_when_the_model_is_built(monkeypatch, fused):
-    monkeypatch.setattr("samelib.models.mae.fused_attention_pays", lambda: fused)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: fused)
     model = MaskedAutoencoder((1, 28, 28), MAESettings(7, 24, 1, 2, 1, 2))
     model(torch.rand(2, 1, 28, 28), torch.rand(2, 16))
     assert {block.attn.fused_attn for block in (*model.blocks, *model.decoder_blocks)} == {fused}

@@ -27,7 +27,7 @@ def test_cards_say_how_to_train_the_models_again(published, group):
     entries = {path.name.split("-")[0]: load_folder(path) for path in published.iterdir()}
     assert set(entries) == {"victim", "mae", "auxiliary"}
     weights, card = entries["victim"]
-    assert card["seconds"] > 0 and {"device", "torch", "losses"} <= set(card)
+    assert card["seconds"] > 0 and {"device", "precision", "torch", "losses"} <= set(card)
     spec = card["spec"]
     assert spec["data"] == group.victim_train.fingerprint
     model = build_classifier(spec["architecture"], group.image_shape, group.classes, seed_of(spec["seed"], "victim"))

@@ -27,7 +27,7 @@ CHECKS = [
 def described(request):
     victim = Victim(lambda x: x.flatten(1)[:, :4].softmax(1), SMALL, 4)
     return schemathesis.openapi.from_asgi(
-        "/openapi.json", create_app(victim, Ranked(), request.param, limits=Limits(images=3))
+        "/openapi.json", create_app(victim, Ranked(SMALL), request.param, limits=Limits(images=3))
     )
 
 

@@ -20,7 +20,7 @@ def test_locust_asks_and_solves():
     victim = Victim(lambda x: x.flatten(1)[:, :10].softmax(1), (1, 28, 28), 10)
     locustfile = Path(reproduction.__file__).parent / "benchmarks" / "service.py"
     options = ["--headless", "--skip-log", "--json", "--users", "3", "--spawn-rate", "3", "--run-time", "5s"]
-    with running(create_app(victim, Ranked(), ProofOfWork(4, 0))) as url:
+    with running(create_app(victim, Ranked(victim.image_shape), ProofOfWork(4, 0))) as url:
         command = [sys.executable, "-m", "locust", "-f", str(locustfile), *options, "--host", url, "--images", "2"]
         records = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120).stdout)
     requests = {record["name"]: record for record in records}
