@@ -18,7 +18,8 @@ of machine it was measured ({machines}). The programs in `reproduction/benchmark
 
 The reference is the same autoencoder written the plain way, in float32, with masks shuffled sample by sample. Both took
 turns in one run; brackets hold the lowest and the highest ratio of its pairs. The ceiling is this machine's own product
-of two large matrices.
+of two large matrices. These rows were measured in bfloat16, on a processor where that pays. On one where it does not,
+`samelib` computes in float32 too, and most of that lead is gone.
 
 {models}
 
