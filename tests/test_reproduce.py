@@ -37,20 +37,23 @@ class Grid:
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory) -> Grid:
-    """Everything on glyphs, and a colour table on shapes."""
+    """Everything on glyphs; of a colour table SAME alone, as the other ResNets take minutes (a test of real data has them)."""
     made = Grid(tmp_path_factory.mktemp("grid"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAMELIB_CACHE", str(made.results / "cache"))
         made.reproduce("all", "--data", "glyphs")
-        made.reproduce("table3", "--data", "shapes")
+        run.run(
+            [c for c in cells_of("shapes", "smoke", [0], ["table3"]) if c.detector == SAME],
+            made.results / "shapes.jsonl",
+        )
     return made
 
 
 def test_every_cell_is_there(smoke):
-    files = {"shapes": ["table3"]}
+    files = {}
     for target in targets_of("glyphs", ["all"]):
         files.setdefault("-".join(filter(None, ("glyphs", TARGETS[target].part))), []).append(target)
-    assert set(files) == {"glyphs", "glyphs-responses", "glyphs-http", "shapes"}
+    assert set(files) == {"glyphs", "glyphs-responses", "glyphs-http"}
     for name, targets in files.items():
         wanted = cells_of(name.split("-")[0], "smoke", [0], targets)
         assert [r["cell"] for r in load_cells(smoke.results / f"{name}.jsonl")] == [str(c) for c in wanted]
@@ -111,7 +114,8 @@ def test_costs_are_parts_of_a_whole(smoke):
     assert same["parameters"] == same["mae_parameters"] + same["auxiliary_parameters"]
     assert shared["auxiliary_parameters"] < same["auxiliary_parameters"]
     assert all(cost["victim_seconds"] > 0 for cost in costs.values())
-    assert {"resnet18", "resnet18-imagenet"} <= set(smoke.rows("shapes")["architecture"].dropna())
+    (colour,) = smoke.rows("shapes").to_dict("records")
+    assert colour["auxiliary_parameters"] > same["auxiliary_parameters"], "a ResNet is larger"
 
 
 def test_responses_act_on_every_user(smoke):
