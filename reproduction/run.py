@@ -15,6 +15,7 @@ from reproduction.lab import Bench
 from reproduction.plan import Cell
 from reproduction.rows import RESULTS, append_rows, load_cells, provenance
 from samelib.data.groups import load_group
+from samelib.memory import give_back_freed_memory
 from samelib.store import MEASUREMENT, ArtifactStore
 
 WORKERS = ("serial", "ray")
@@ -63,6 +64,7 @@ class PeakMemory:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         else:
+            give_back_freed_memory()  # what an earlier cell held is not this one's
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")  # the peak begins again at what is held now
                 self.peak = 0

@@ -7,6 +7,12 @@ from functools import cache
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
+def give_back_freed_memory() -> None:
+    """Has glibc's malloc return to the system what it kept (see `keep_freed_memory`), so that a peak can be measured."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @cache
 def keep_freed_memory() -> None:
     """Lets glibc's malloc keep large freed blocks, for the rest of the process; elsewhere it does nothing.

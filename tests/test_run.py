@@ -13,6 +13,7 @@ import torch
 from reproduction import run
 from reproduction.plan import KNOCKOFF, SAME, Cell, cells_of
 from reproduction.rows import append_rows, load_cells
+from samelib.memory import keep_freed_memory
 from samelib.store import MEASUREMENT
 
 DATA = "no fingerprint"
@@ -164,6 +165,7 @@ def test_a_plan_says_what_it_cannot_know(cells, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="this system does not forget a peak")
 def test_a_small_cell_does_not_report_the_peak_of_a_large_one():
+    keep_freed_memory()  # as every training does
     with run.PeakMemory() as large:
         torch.ones(100, 2**20)  # 400 MiB
     with run.PeakMemory() as small:
@@ -183,6 +185,7 @@ def test_where_a_peak_cannot_be_forgotten_none_is_reported(monkeypatch):
 
 @pytest.fixture(scope="module")
 def cluster():
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # beside other tests the start takes long
     ray = pytest.importorskip("ray")
     environment = {"PYTHONPATH": os.pathsep.join([str(Path(run.__file__).parents[1]), str(Path(__file__).parent)])}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": environment})
