@@ -307,7 +307,7 @@ def load_victim(folder: Path) -> tuple[Victim, SameDetector | None]:
 def serve(detector: Path, victim: Path | None, response: str, host: str, port: int, **options) -> None:
     """Serve a victim over HTTP, its detector in front.
 
-    DETECTOR is a folder written by samelib fit. Serves predictions, /docs, /healthz and /metrics until it is stopped; what it accepted by then is answered. Needs
+    DETECTOR is a folder written by samelib fit. Serves predictions, /docs, /v2/health/ready and /metrics until it is stopped; what it accepted by then is answered. Needs
     pip install 'samelib[serve]'. With proof of work, SAMELIB_SECRET signs the challenges: 16 characters or more, to be
     kept across restarts together with --stamps.
     """

@@ -188,7 +188,7 @@ def fitted(desk):
 
 def predict(url: str) -> dict:
     """What a service says to digit.png."""
-    answer = httpx.post(f"{url}/v1/predict", files={"image": Path("digit.png").read_bytes()})
+    answer = httpx.post(f"{url}/v1/predict", files={"image": Path("digit.png").read_bytes()}, timeout=60)
     return answer.raise_for_status().json()["results"][0]
 
 

@@ -164,7 +164,7 @@ def process(folder, *words, **environment):
         try:
             line = running.stdout.readline()
             url = re.match(r"(http://127\.0\.0\.1:\d+)/docs  response: ", line)
-            assert url, line + running.stderr.read()
+            assert url, f"{line}{running.stderr.read()} exit status {running.wait()}"
             with httpx.Client(base_url=url[1], timeout=60) as client:
                 assert client.get("/v2/health/ready").status_code == 200
                 yield running, client
