@@ -10,7 +10,7 @@ from torch import Tensor
 from reproduction.author_code import AuthorCodeDetector
 from reproduction.plan import SCALES, AttackVariant, DetectorVariant, preset_of
 from samelib.attacks import Attack, make_attack
-from samelib.data.groups import load_group
+from samelib.data.groups import Group, load_group
 from samelib.data.image_set import ImageSet, OutOfRangeWarning, to_float
 from samelib.detectors.base import Detector
 from samelib.detectors.edm import EDM
@@ -28,11 +28,19 @@ KEPT = 20_000  # queries of a log that are kept for scoring, at even distances
 WITH_OWN_VICTIM = {"outlier_exposure": OutlierExposure, "edm": EDM}
 
 
+def group_of(name: str, tier: str) -> Group:
+    """The group's images; at smoke tier few of them, for every cell trains or scores on them."""
+    group = load_group(name, tier)
+    if tier != "smoke":
+        return group
+    return replace(group, victim_train=group.victim_train[:500], benign_test=group.benign_test[:200])
+
+
 class Bench:
     """One seed's victims, detectors and query logs; each is made when it is first asked for."""
 
     def __init__(self, group: str, tier: str, seed: int, store: ArtifactStore | None = None):
-        self.group = load_group(group, tier).to(best_device())
+        self.group = group_of(group, tier).to(best_device())
         self.settings, self.scale = preset_of(group, tier), SCALES[tier]
         self.seed, self.store = seed, store or ArtifactStore()
         self.benign_readings: dict[DetectorVariant, tuple] = {}  # see reproduction.detection

@@ -192,7 +192,7 @@ def preset_of(group: str, tier: str) -> Preset:
     brief = TrainSettings(seen=500, batch=32, lr=2e-3)
     same = replace(p.same, mae_train=replace(p.same.mae_train, epochs=2), auxiliary_train=brief)
     trainings = dict.fromkeys(("victim_train", "substitute_train", "round_train"), brief)
-    return replace(p, same=same, budgets=(220, 300), dfme_budget=600, **trainings)
+    return replace(p, same=same, budgets=(220, 260), dfme_budget=520, **trainings)
 
 
 def budgets_of(frame: pd.DataFrame) -> tuple[int, int]:

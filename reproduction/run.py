@@ -11,10 +11,9 @@ import torch
 from tqdm.auto import tqdm
 
 from reproduction import accounts, cost, curve, detection, responses
-from reproduction.lab import Bench
+from reproduction.lab import Bench, group_of
 from reproduction.plan import Cell
 from reproduction.rows import RESULTS, append_rows, load_cells, provenance
-from samelib.data.groups import load_group
 from samelib.memory import give_back_freed_memory
 from samelib.store import MEASUREMENT, ArtifactStore
 
@@ -104,7 +103,7 @@ def check_rows(path: Path, group: str, tier: str) -> None:
     """Raises ValueError when rows of this tier cannot stand beside new ones: measured by code that gives other figures,
     or on other data than the group holds now."""
     rows = [row for row in load_cells(path) if row["tier"] == tier]
-    data = load_group(group, tier).fingerprint if rows else None
+    data = group_of(group, tier).fingerprint if rows else None
     for row in rows:
         if row["measurement"] != MEASUREMENT:
             raise ValueError(

@@ -61,7 +61,7 @@ def test_every_cell_is_there(smoke):
 
 def test_a_finished_grid_measures_nothing(smoke, monkeypatch, capsys):
     monkeypatch.setattr(run, "measure", None)
-    monkeypatch.setattr(run, "load_group", None)  # not even the data are read
+    monkeypatch.setattr(run, "group_of", None)  # not even the data are read
     smoke.reproduce("all", "--data", "glyphs")
     assert "cells, 0 of them measured now" in capsys.readouterr().out
 

@@ -27,7 +27,7 @@ def row(cell: Cell, seconds: float = 2.0, **more) -> dict:
 @pytest.fixture(autouse=True)
 def no_data(monkeypatch):
     """The fingerprint of the group without loading it."""
-    monkeypatch.setattr(run, "load_group", lambda *_: type("Group", (), {"fingerprint": DATA}))
+    monkeypatch.setattr(run, "group_of", lambda *_: type("Group", (), {"fingerprint": DATA}))
 
 
 @pytest.fixture
