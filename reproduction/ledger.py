@@ -172,8 +172,8 @@ out"). The paper's autoencoder was trained for 500 epochs on a GPU; at the **lec
 240,000 images. A lecture-tier figure that is not reproduced does not refute the paper: it says what that much training
 gives. The tier's training was settled after a few trial runs on these very sets, which flatters our side.
 
-**Withdrawn**: our figures of EDM against JBDA, and of the copies stolen from EDM, until they are measured again: the
-attacker's substitute had started from the initial weights of one of EDM's own models.
+**Withdrawn**: our figures of EDM against JBDA and DFME, and of the copies stolen from EDM, until they are measured again:
+the attacker's substitute had started from the initial weights of one of EDM's own models.
 """
 
 
