@@ -73,6 +73,7 @@ class SameDetector(Detector):
         cards: "mae" and "auxiliary": how each was trained (see `ArtifactStore.trained`).
     """
 
+    kind = "same-detector"  # on the card of a saved one
     loss_factor = 1.0  # of eq. 4
     auxiliary_target = "victim"  # what the auxiliary model learns: the victim's answers (eq. 5)
 
@@ -113,8 +114,16 @@ class SameDetector(Detector):
             ValueError: images that are not alike or not what the victim takes, or too few of them for the rate.
             ArtifactError: the store cannot be written.
         """
-        store, half = store or ArtifactStore(), len(calibration) // 2
+        half = len(calibration) // 2
         check_fpr(fpr, half)
+        self._learn(images, calibration, victim, store or ArtifactStore())
+        scaling, threshold = calibration.split(half, half)
+        terms = self.terms(scaling.pixels())
+        self.scale = torch.stack([torch.stack([t.mean(), t.std().clamp_min(1e-12)]) for t in terms])
+        return self.calibrate(threshold.pixels(), fpr)
+
+    def _learn(self, images: ImageSet, calibration: ImageSet, victim, store: ArtifactStore) -> None:
+        """Both models, trained or from the store, once it is clear that everything fits together."""
         if calibration.image_shape != images.image_shape:
             raise ValueError(f"training images are {images.image_shape}, calibration {calibration.image_shape}")
         self.victim = Victim.wrap(victim, images.pixels(slice(2)))
@@ -123,10 +132,6 @@ class SameDetector(Detector):
         self.mae, self.cards["mae"] = self.fit_autoencoder(images, store)
         self.auxiliary, self.cards["auxiliary"] = self._fit_auxiliary(images, store)
         self._freeze()
-        scaling, threshold = calibration.split(half, half)
-        terms = self.terms(scaling.pixels())
-        self.scale = torch.stack([torch.stack([t.mean(), t.std().clamp_min(1e-12)]) for t in terms])
-        return self.calibrate(threshold.pixels(), fpr)
 
     def _freeze(self) -> None:
         self.mae.eval().requires_grad_(False)
@@ -290,16 +295,28 @@ class SameDetector(Detector):
         if folder.exists():
             raise FileExistsError(f"{folder} exists; remove it or choose another name")
         self._calibrated()
-        tensors = {"scale": self.scale, "calibration_terms": torch.stack(self.calibration_terms)}
+        tensors, card = self._fitted_state()
         modules = {"mae": self.mae, "auxiliary": self.auxiliary}
         if self.victim.architecture:
             modules["victim"] = self.victim.model
         for prefix, module in modules.items():
             tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
-        card = {"kind": "same-detector", "settings": asdict(self.settings), "seed": self.seed, "fpr": self.fpr}
+        card |= {"kind": self.kind, "settings": asdict(self.settings), "seed": self.seed, "fpr": self.fpr}
         card |= {"image_shape": self.victim.image_shape, "classes": self.victim.classes}
         save_folder(folder, tensors, card | {"victim": self.victim.architecture})
         return folder
+
+    def _fitted_state(self) -> tuple[dict[str, Tensor], dict]:
+        """What the calibration images decided: tensors, and entries of the card."""
+        return {"scale": self.scale, "calibration_terms": torch.stack(self.calibration_terms)}, {}
+
+    def _restore(self, tensors: dict[str, Tensor], card: dict) -> None:
+        """The inverse of `_fitted_state`."""
+        self.scale, self.calibration_terms = tensors["scale"], Terms(*tensors["calibration_terms"])
+
+    @classmethod
+    def _from_card(cls, card: dict) -> "SameDetector":
+        return cls(SameSettings.from_card(card["settings"]), card["seed"])
 
     @classmethod
     def load(cls, folder: Path | str, victim: Victim | None = None, device: str = "cpu") -> "SameDetector":
@@ -310,8 +327,8 @@ class SameDetector(Detector):
             ValueError: the victim does not match the detector, or is missing.
         """
         tensors, card = load_folder(Path(folder))
-        if card.get("kind") != "same-detector":
-            raise ArtifactError(f"{folder} holds a {card.get('kind')}, not a detector")
+        if card.get("kind") != cls.kind:
+            raise ArtifactError(f"{folder} holds a {card.get('kind')}, not a {cls.kind}")
         shape, classes = tuple(card["image_shape"]), card["classes"]
 
         def part(prefix: str, module: nn.Module) -> nn.Module:
@@ -325,11 +342,11 @@ class SameDetector(Detector):
             model = part("victim", build_classifier(card["victim"], shape, classes))
             victim = Victim.of(model, shape, classes, card["victim"])
         victim.require(shape, classes)
-        detector = cls(SameSettings.from_card(card["settings"]), card["seed"])
+        detector = cls._from_card(card)
         detector.victim, detector.image_shape = victim, shape
         detector.mae = part("mae", MaskedAutoencoder(shape, detector.settings.mae))
         detector.auxiliary = part("auxiliary", detector._build_auxiliary())
         detector._freeze()
-        detector.scale, detector.fpr = tensors["scale"].to(device), card["fpr"]
-        detector.calibration_terms = Terms(*tensors["calibration_terms"].to(device))
+        detector.fpr = card["fpr"]
+        detector._restore({name: value.to(device) for name, value in tensors.items()}, card)
         return detector
