@@ -116,11 +116,14 @@ class SameDetector(Detector):
         """
         half = len(calibration) // 2
         check_fpr(fpr, half)
-        self._learn(images, calibration, victim, store or ArtifactStore())
-        scaling, threshold = calibration.split(half, half)
-        terms = self.terms(scaling.pixels())
-        self.scale = torch.stack([torch.stack([t.mean(), t.std().clamp_min(1e-12)]) for t in terms])
-        return self.calibrate(threshold.pixels(), fpr)
+        store = store or ArtifactStore()
+        self._learn(images, calibration, victim, store)
+        scaling, threshold = zip(
+            *(term.split(half) for term in self._terms_of(calibration[: 2 * half], store)), strict=True
+        )
+        self.scale = torch.stack([torch.stack([t.mean(), t.std().clamp_min(1e-12)]) for t in scaling])
+        self.calibration_terms, self.fpr = Terms(*threshold), fpr
+        return self
 
     def _learn(self, images: ImageSet, calibration: ImageSet, victim, store: ArtifactStore) -> None:
         """Both models, trained or from the store, once it is clear that everything fits together."""
@@ -132,6 +135,20 @@ class SameDetector(Detector):
         self.mae, self.cards["mae"] = self.fit_autoencoder(images, store)
         self.auxiliary, self.cards["auxiliary"] = self._fit_auxiliary(images, store)
         self._freeze()
+
+    def _terms_of(self, images: ImageSet, store: ArtifactStore) -> Terms:
+        """The terms of images that every detector with these models asks for: from the store where they are there."""
+        s = self.settings
+        spec = {"kind": "terms", "auxiliary": self.cards["auxiliary"]["sha256"], "data": images.fingerprint}
+        spec |= {"mask_ratio": s.mask_ratio, "passes": s.passes, "seed": self.seed}
+
+        def make(_) -> tuple[dict[str, Tensor], dict]:
+            start = time.perf_counter()
+            terms = self.terms(images.pixels())
+            return terms._asdict(), {"seconds": time.perf_counter() - start}
+
+        device = self.mae.mask_token.device
+        return Terms(**{name: values.to(device) for name, values in store.get(spec, make)[0].items()})
 
     def _freeze(self) -> None:
         self.mae.eval().requires_grad_(False)
