@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from reproduction import ablations, accounts, cost, curve, detection, ledger, responses, run
+from reproduction import ablations, accounts, cost, curve, detection, ledger, responses, run, views
 from reproduction.plan import TARGETS, cells_of, check_names, targets_of
 from reproduction.rows import load_rows
 from samelib.data.image_set import OutOfRangeWarning
@@ -30,6 +30,8 @@ TABLES: dict[str, Callable[[pd.DataFrame], str]] = {
     "figure7": ablations.width_table,
     "sharing": ablations.sharing_table,
     "audit": lambda frame: "\n\n".join(f"{label}\n\n{ablations.audit_table(frame, label)}" for label in AUDITED),
+    "views": views.views_table,
+    "scaling": views.scaling_table,
     "posthoc": detection.posthoc_table,
     "accounts": accounts.accounts_table,
     "attacks": lambda frame: detection.attack_table(frame, frame["label"].dropna().unique().tolist()),
@@ -45,6 +47,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "figure6": curve.figure6,
     "figure7": ablations.figure7,
     "alpha": detection.alpha_figure,
+    "scaling": views.scaling_figure,
 }
 
 

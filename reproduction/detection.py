@@ -31,7 +31,7 @@ from samelib.detectors import edm
 from samelib.detectors.base import Detector, conformal_threshold
 from samelib.detectors.posthoc import METHODS
 from samelib.detectors.same import SameDetector
-from samelib.detectors.views import CHOSEN, COMBINATIONS, SamePlus, combined
+from samelib.detectors.views import CHOSEN, COMBINATION, COMBINATIONS, SamePlus, combined
 from samelib.metrics import detection_metrics, mean_interval, tpr_at_threshold
 from samelib.plots import COLOURS, HATCHES, LINES, grouped_bars, legend_above
 
@@ -164,14 +164,17 @@ def detected(
     budget: int | None = None,
     alpha: float = 0.5,
     consensus: str = "mean cosine",
+    view: str = COMBINATION,
 ) -> pd.DataFrame:
-    """One row a seed: the detector's score (SAME at `alpha`, EDM by `consensus`) on the queries of that label.
+    """One row a seed: the detector's score (SAME at `alpha`, SamePlus by `view`, EDM by `consensus`) on the queries of that
+    label.
 
     Args:
         budget: None: the large one.
     """
     budget = budget or budgets_of(frame)[1]
-    own = {"same": {"alpha": alpha}, "edm": {"consensus": consensus}}.get(detector.detector, {})
+    scores = {"same": {"alpha": alpha}, "same_plus": {"view": view}, "edm": {"consensus": consensus}}
+    own = scores.get(detector.detector, {})
     fields = {"experiment": "detection", "label": label, "budget": budget, "ratio": None} | detector._asdict()
     return select(frame, **fields | own)
 
