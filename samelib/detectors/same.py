@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from samelib.data.image_set import ImageSet
 from samelib.detectors.base import Detector, check_fpr
+from samelib.detectors.power import POWER_IMAGES, power
 from samelib.models.classifiers import SharedTrunk, Victim, build_classifier, predict
 from samelib.models.mae import MaskedAutoencoder
 from samelib.presets import SameSettings, check_alpha, preset
@@ -276,6 +277,12 @@ class SameDetector(Detector):
     def score_received(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
         return self.combine(self._terms(x, answers))
 
+    def calibrate(self, benign: Tensor, fpr: float = 0.05) -> "SameDetector":
+        """As every detector does, and measures its `power` on at most 100 of these images (warnings: see `power`)."""
+        super().calibrate(benign, fpr)
+        self.power = power(self, benign[:POWER_IMAGES])
+        return self
+
     def _remember(self, benign: Tensor) -> None:
         self.calibration_terms = self.terms(benign)
 
@@ -302,7 +309,7 @@ class SameDetector(Detector):
         for prefix, module in modules.items():
             tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
         card |= {"kind": self.kind, "settings": asdict(self.settings), "seed": self.seed, "fpr": self.fpr}
-        card |= {"image_shape": self.victim.image_shape, "classes": self.victim.classes}
+        card |= {"image_shape": self.victim.image_shape, "classes": self.victim.classes, "power": self.power}
         save_folder(folder, tensors, card | {"victim": self.victim.architecture})
         return folder
 
@@ -347,6 +354,6 @@ class SameDetector(Detector):
         detector.mae = part("mae", MaskedAutoencoder(shape, detector.settings.mae))
         detector.auxiliary = part("auxiliary", detector._build_auxiliary())
         detector._freeze()
-        detector.fpr = card["fpr"]
+        detector.fpr, detector.power = card["fpr"], card.get("power")
         detector._restore({name: value.to(device) for name, value in tensors.items()}, card)
         return detector
