@@ -86,7 +86,7 @@ def superclasses(text: str) -> list[int]:
     return cifar100_superclasses() if text == "cifar100" else [int(number) for number in text.split(",")]
 
 
-OWN_GROUP = "glyphs or shapes (embedded), mnist, cifar10, or path:FOLDER / path:FILE.npz of your own."
+OWN_GROUP = "glyphs, glyphs-matched or shapes (embedded), mnist, cifar10, or path:FOLDER / path:FILE.npz of your own."
 HOW_MUCH = "How much data and training: seconds, minutes on two cores, or a GPU's work."
 data_option = click.option("--data", default="glyphs", help=OWN_GROUP)
 tier_option = click.option("--tier", type=click.Choice(list(SIZES)), default="lecture", help=HOW_MUCH)
