@@ -9,6 +9,7 @@ import pandas as pd
 
 from reproduction.author_code import ALL_FAULTS, FAULTS
 from samelib.data.groups import COLOUR, SOURCES
+from samelib.detectors.controls import CONTROLS
 from samelib.detectors.posthoc import METHODS
 from samelib.presets import TIERS, Preset, preset
 from samelib.responses import ProofOfWork, Reject, Response
@@ -19,7 +20,7 @@ class DetectorVariant(NamedTuple):
     """What watches the queries, or "none".
 
     Attributes:
-        detector: "same", "outlier_exposure", "edm", "prada", one of `METHODS`, or "none".
+        detector: "same", "outlier_exposure", "edm", "prada", one of `METHODS` or `CONTROLS`, or "none".
         scoring: of SAME: "passes" (several masked passes, averaged) or "mask 0" (as the authors' code scores).
         width: of SAME: the autoencoder's embedding size; None: the tier's own.
         shared_trunk: of SAME: its auxiliary model sits on the victim's frozen trunk.
@@ -289,6 +290,8 @@ TARGETS: dict[str, Target] = {
     "audit": Target("each fault of the released code alone", _audit),
     "posthoc": Target("scores that need no training, from pytorch-ood",
                       lambda p, s: _large(p, map(DetectorVariant, METHODS))),
+    "controls": Target("what one line tells of a query, without a network; the queries of Tables 1, 2 and 4",
+                       lambda p, s: _detection(map(DetectorVariant, CONTROLS), HEADLINES, p.budgets)),
     "accounts": Target("PRADA against one account, ten and a hundred",
                        lambda p, s: _detection((PRADA,), HEADLINES, p.budgets[1:], "accounts")),
     "attacks": Target("every variant of every attack against SAME", _attacks),
