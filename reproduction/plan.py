@@ -167,7 +167,7 @@ class Scale(NamedTuple):
     Attributes:
         widths: embedding sizes of the autoencoder that Figure 7 compares.
         curve_train, curve_images: the autoencoder's training for Figure 6; None: as the detector's own, on all images.
-        small_budgets: are the variants of the attacks measured at the small budget too?
+        small_budgets: are controls, and the variants of the attacks, measured at the small budget too?
         http_queries: of each user, sent to a live service.
     """
 
@@ -235,6 +235,10 @@ def _attacks(p: Preset, s: Scale) -> Plan:
     yield from _detection((SAME, SAME_MASK_0), (DFME,), (p.dfme_budget,))
 
 
+def _controls(p: Preset, s: Scale) -> Plan:
+    return _detection(map(DetectorVariant, CONTROLS), HEADLINES, p.budgets if s.small_budgets else p.budgets[1:])
+
+
 def _widths(p: Preset, s: Scale) -> Plan:
     return _large(p, [width_variant(width, p.same.mae.width) for width in s.widths])
 
@@ -291,7 +295,7 @@ TARGETS: dict[str, Target] = {
     "posthoc": Target("scores that need no training, from pytorch-ood",
                       lambda p, s: _large(p, map(DetectorVariant, METHODS))),
     "controls": Target("what one line tells of a query, without a network; the queries of Tables 1, 2 and 4",
-                       lambda p, s: _detection(map(DetectorVariant, CONTROLS), HEADLINES, p.budgets)),
+                       _controls),
     "accounts": Target("PRADA against one account, ten and a hundred",
                        lambda p, s: _detection((PRADA,), HEADLINES, p.budgets[1:], "accounts")),
     "attacks": Target("every variant of every attack against SAME", _attacks),
