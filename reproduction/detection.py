@@ -33,6 +33,7 @@ from samelib.detectors.base import Detector, conformal_threshold
 from samelib.detectors.controls import CONTROLS
 from samelib.detectors.posthoc import METHODS
 from samelib.detectors.same import SameDetector
+from samelib.detectors.views import CHOSEN, COMBINATIONS, SamePlus, combined
 from samelib.metrics import detection_metrics, mean_interval, tpr_at_threshold
 from samelib.plots import COLOURS, HATCHES, LINES, grouped_bars, legend_above
 
@@ -71,7 +72,11 @@ def measure(bench: Bench, cell: Cell) -> Iterator[dict]:
             if cell.attack not in (*HEADLINES, NOISE) and alpha not in (*VARIANTS.values(), 0.99):
                 continue
             row = ({} if seeds == "in" else {"seeds": seeds}) | fields | common
-            histogram = {"histogram": _histogram(benign, malicious)} if drawn and alpha in VARIANTS.values() else {}
+            histogram = (
+                {"histogram": _histogram(benign, malicious)}
+                if drawn and alpha in VARIANTS.values() and "view" not in fields
+                else {}
+            )
             yield row | _one_to_one(benign, malicious, calibration, variant.fault) | histogram
             if drawn and alpha == VARIANTS["SAME"] and (variant == SAME or variant.detector in CONTROLS):
                 for ratio in RATIOS:
@@ -79,7 +84,13 @@ def measure(bench: Bench, cell: Cell) -> Iterator[dict]:
 
 
 def readings(detector: Detector, x: Tensor, fault: str = "none") -> list[Reading]:
-    """All scores that a detector offers for images [N, C, H, W]: SAME's at each alpha, EDM's consensus scores."""
+    """All scores that a detector offers for images [N, C, H, W]: SAME's at each alpha, SamePlus's views and their
+    combinations, EDM's consensus scores."""
+    if isinstance(detector, SamePlus):
+        views = dict(zip(detector.views, detector.surprises(x).unbind(1), strict=True))
+        chosen = torch.stack([views[name] for name in CHOSEN], dim=1)
+        views |= {name: combined(chosen, name) for name in COMBINATIONS}
+        return [({"view": name}, scores) for name, scores in views.items()]
     if isinstance(detector, SameDetector):
         terms, own = detector.terms(x), detector.settings.alpha
         alphas = ALPHAS if fault == "none" else VARIANTS.values() if own in VARIANTS.values() else (own,)
@@ -92,8 +103,9 @@ def readings(detector: Detector, x: Tensor, fault: str = "none") -> list[Reading
 def _benign_readings(bench: Bench, variant: DetectorVariant) -> tuple[list[Reading], ...]:
     """Readings of the benign queries, and of the images that set the threshold."""
     if variant not in bench.benign_readings:
-        sets = bench.group.benign_test, bench.group.calibration[len(bench.group.calibration) // 2 :]
-        detector = bench.detector(variant)
+        detector, calibration = bench.detector(variant), bench.group.calibration
+        own = len(detector.calibration_scores) if isinstance(detector, SamePlus) else (len(calibration) + 1) // 2
+        sets = bench.group.benign_test, calibration[len(calibration) - own :]
         bench.benign_readings[variant] = tuple(readings(detector, s.pixels(), variant.fault) for s in sets)
     return bench.benign_readings[variant]
 

@@ -15,7 +15,7 @@ from samelib.data.image_set import received, to_uint8
 from samelib.detectors.base import Detector, conformal_threshold
 from samelib.training import seed_of
 
-POWER_IMAGES = 100  # that tell nine of ten from five of ten
+POWER_IMAGES = 50  # are enough to tell nine of ten from seven of ten, and make one batch
 BOUND = 0.9
 CONTRAST = 0.3
 GRID = 4  # patches along a side to be shuffled
@@ -71,6 +71,7 @@ VERSIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "inverted": torch.neg,
     "shuffled patches": shuffled,
 }
+CONSTANT = ("black", "white", "grey")  # the same of every image
 
 
 def altered(images: Tensor, name: str) -> Tensor:
@@ -102,8 +103,9 @@ def power(detector: Detector, benign: Tensor, fpr: float | None = None, bound: f
     """
     fpr = detector.fpr if fpr is None else fpr
     threshold = conformal_threshold(detector._calibrated(), fpr)
-    scores = {name: detector.score(altered(benign, name)) for name in VERSIONS}
-    shares = {name: float((s > threshold).double().mean()) for name, s in scores.items()}
+    parts = [altered(benign[:1] if name in CONSTANT else benign, name) for name in VERSIONS]
+    scores = detector.score(torch.cat(parts)).split([len(part) for part in parts])
+    shares = {name: float((s > threshold).double().mean()) for name, s in zip(VERSIONS, scores, strict=True)}
     if weak := ", ".join(f"{name} ({share:.0%})" for name, share in shares.items() if share < bound):
         warnings.warn(
             f"at a false-positive rate of {fpr:.1%} this detector flags fewer than {bound:.0%} of: {weak}. Such queries "

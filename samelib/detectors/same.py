@@ -100,7 +100,7 @@ class SameDetector(Detector):
         store: ArtifactStore | None = None,
         fpr: float = 0.05,
     ) -> "SameDetector":
-        """Trains autoencoder and auxiliary model (or reads them from the store), then scales and calibrates.
+        """Trains autoencoder and auxiliary model (or reads them from the store), scales, calibrates, measures its power.
 
         One half of the calibration set gives the scale of the two terms, the other the threshold and the p-values:
         conformal validity wants a score that was fixed before it saw the calibration images.
@@ -114,14 +114,19 @@ class SameDetector(Detector):
         Raises:
             ValueError: images that are not alike or not what the victim takes, or too few of them for the rate.
             ArtifactError: the store cannot be written.
+        Warns:
+            WeakDetectorWarning: it flags few of black, faint or otherwise altered images (see `samelib.detectors.power`).
         """
         half = len(calibration) // 2
         check_fpr(fpr, half)
-        self._learn(images, calibration, victim, store or ArtifactStore())
-        scaling, threshold = calibration.split(half, half)
-        terms = self.terms(scaling.pixels())
-        self.scale = torch.stack([torch.stack([t.mean(), t.std().clamp_min(1e-12)]) for t in terms])
-        return self.calibrate(threshold.pixels(), fpr)
+        store = store or ArtifactStore()
+        self._learn(images, calibration, victim, store)
+        scaling, threshold = zip(
+            *(term.split(half) for term in self._terms_of(calibration[: 2 * half], store)), strict=True
+        )
+        self.scale = torch.stack([torch.stack([t.mean(), t.std().clamp_min(1e-12)]) for t in scaling])
+        self.calibration_terms, self.fpr = Terms(*threshold), fpr
+        return self._measure_power(calibration.images[half : 2 * half])
 
     def _learn(self, images: ImageSet, calibration: ImageSet, victim, store: ArtifactStore) -> None:
         """Both models, trained or from the store, once it is clear that everything fits together."""
@@ -133,6 +138,20 @@ class SameDetector(Detector):
         self.mae, self.cards["mae"] = self.fit_autoencoder(images, store)
         self.auxiliary, self.cards["auxiliary"] = self._fit_auxiliary(images, store)
         self._freeze()
+
+    def _terms_of(self, images: ImageSet, store: ArtifactStore) -> Terms:
+        """The terms of images that every detector with these models asks for: from the store where they are there."""
+        s = self.settings
+        spec = {"kind": "terms", "auxiliary": self.cards["auxiliary"]["sha256"], "data": images.fingerprint}
+        spec |= {"mask_ratio": s.mask_ratio, "passes": s.passes, "seed": self.seed}
+
+        def make(_) -> tuple[dict[str, Tensor], dict]:
+            start = time.perf_counter()
+            terms = self.terms(images.pixels())
+            return terms._asdict(), {"seconds": time.perf_counter() - start}
+
+        device = self.mae.mask_token.device
+        return Terms(**{name: values.to(device) for name, values in store.get(spec, make)[0].items()})
 
     def _freeze(self) -> None:
         self.mae.eval().requires_grad_(False)
@@ -278,8 +297,11 @@ class SameDetector(Detector):
         return self.combine(self._terms(x, answers))
 
     def calibrate(self, benign: Tensor, fpr: float = 0.05) -> "SameDetector":
-        """As every detector does, and measures its `power` on at most 100 of these images (warnings: see `power`)."""
+        """As every detector does; then its power is measured again."""
         super().calibrate(benign, fpr)
+        return self._measure_power(benign)
+
+    def _measure_power(self, benign: Tensor) -> "SameDetector":
         self.power = power(self, benign[:POWER_IMAGES])
         return self
 

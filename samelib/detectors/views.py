@@ -91,17 +91,16 @@ def class_means(values: Tensor, answers: Tensor) -> Tensor:
 
 
 class ByClass(View):
-    """How far the logarithm of a positive statistic lies from its mean over benign images of the answered class, in
+    """How far the logarithm of a positive statistic lies above its mean over benign images of the answered class, in
     standard deviations.
 
     Args:
         read: look -> statistics [N].
-        two_sided: is a value that is too low strange as well?
     """
 
-    def __init__(self, read: Callable[[Look], Tensor], two_sided: bool):
+    def __init__(self, read: Callable[[Look], Tensor]):
         super().__init__()
-        self.read, self.two_sided = read, two_sided
+        self.read = read
 
     def fit(self, look: Look) -> "ByClass":
         values = self._values(look)
@@ -113,8 +112,7 @@ class ByClass(View):
         return self.read(look).double().clamp_min(1e-12).log()[:, None]
 
     def forward(self, look: Look) -> Tensor:
-        z = ((self._values(look) - self.means[look.answers.argmax(1)]) / self.deviation)[:, 0]
-        return z.abs() if self.two_sided else z
+        return ((self._values(look) - self.means[look.answers.argmax(1)]) / self.deviation)[:, 0]
 
 
 class Profile(View):
@@ -171,15 +169,24 @@ def log_patches(residual: Tensor) -> Tensor:
     return residual.clamp_min(1e-7).log()
 
 
+def trace(look: Look) -> Tensor:
+    """[N, T + 2 width]: where the visible patches are missed, and what the encoder makes of the query."""
+    return torch.cat([log_patches(look.visible), look.latent], 1)
+
+
 VIEWS: dict[str, Callable[[], View]] = {
-    "error": lambda: ByClass(lambda look: look.hidden.mean(1), two_sided=True),
-    "deviation": lambda: ByClass(lambda look: look.deviation, two_sided=False),
+    "error": lambda: ByClass(lambda look: look.hidden.mean(1)),
+    "deviation": lambda: ByClass(lambda look: look.deviation),
     "hidden profile": lambda: Profile(lambda look: log_patches(look.hidden)),
     "visible profile": lambda: Profile(lambda look: log_patches(look.visible)),
     "latent": lambda: Profile(lambda look: look.latent),
+    "trace": lambda: Profile(trace),
     "doubt": Doubt,
     "features": lambda: Neighbours(lambda look: look.features),
 }
+# Chosen on glyphs (proxy, outliers, JBDA) and on MNIST against KMNIST, before EMNIST and CIFAR-100 were looked at: of all
+# sets of views and combinations the one with the largest mean of AUROC and share caught at 5 %.
+CHOSEN, COMBINATION = ("error", "deviation", "trace", "doubt"), "fisher"
 
 
 class Tail(nn.Module):
