@@ -86,7 +86,7 @@ def test_fit_score_and_cache(tmp_path, capsys, small_group):
     assert np.allclose([float(r["score"]) for r in rows], scores, rtol=1e-4)
 
     run("cache")
-    assert "in 3 entries" in capsys.readouterr().out  # victim, autoencoder, auxiliary model
+    assert "in 4 entries" in capsys.readouterr().out  # victim, autoencoder, auxiliary model, calibration terms
     run("cache", "--clear")
     run("cache")
     assert "in 0 entries" in capsys.readouterr().out
