@@ -222,9 +222,9 @@ def headings(metrics: Iterable[str], paper: pd.DataFrame | None) -> list[str]:
 
 
 def ratio_table(frame: pd.DataFrame, labels: Sequence[str] = ("knockoff",), detector: DetectorVariant = SAME) -> str:
-    """The paper's Table 4: SAME, or a control, where a share of the queries is malicious."""
+    """The paper's Table 4: SAME (beside the paper's), or a control, where a share of the queries is malicious."""
     lines, paper = [], reported("table4", group=frame["group"].iloc[0])
-    paper = None if paper.empty else paper
+    paper = None if paper.empty or detector != SAME else paper
     for label in labels:
         for ratio in RATIOS:
             rows = select(frame, experiment="detection", label=label, ratio=ratio, **detector._asdict())

@@ -117,12 +117,8 @@ def test_a_side_sees_what_lies_there(version, seen_by, missed_by, fitted, benign
 def test_ties_share_the_middle_of_their_ranks(group, victim):
     """All benign images have one value: a query with the same is in the middle, any other at an end."""
     same = group.calibration[torch.zeros(240, dtype=torch.int64)]
-    control = fit_one("laplacian", "both", group.victim_train, same, victim)
+    control = Control("laplacian", "both").fit(group.victim_train, same, victim)
     assert control.score(torch.cat([same.images[:1], group.proxy.images[:3]])).tolist() == [0.0, 0.5, 0.5, 0.5]
-
-
-def fit_one(statistic, side, images, calibration, victim):
-    return Control(statistic, side).fit(images, calibration, victim)
 
 
 def test_the_profile_goes_by_the_class_that_is_answered(fitted, benign, victim):
@@ -173,15 +169,15 @@ def test_before_fit_it_says_so(statistic, images):
 def test_too_few_or_unlike_images_are_named(group, victim):
     train, calibration = group.victim_train, group.calibration
     with pytest.raises(ValueError, match="needs 100 calibration images or more, got 99"):
-        fit_one("laplacian", "high", train, calibration[:99], victim)
+        Control("laplacian").fit(train, calibration[:99], victim)
     with pytest.raises(ValueError, match="needs 999 benign images for the threshold, got 120"):
         Control("laplacian").fit(train, calibration, victim, fpr=0.001)
     with pytest.raises(ValueError, match="pca needs at least 20 training images of as many pixels, got 19 of 784"):
-        fit_one("pca", "high", train[:19], calibration, victim)
+        Control("pca").fit(train[:19], calibration, victim)
     small = ImageSet(calibration.images[..., :23, :23], calibration.labels, calibration.classes, "small")
     with pytest.raises(ValueError, match=r"training images are \(1, 28, 28\), calibration \(1, 23, 23\)"):
-        fit_one("laplacian", "high", train, small, victim)
+        Control("laplacian").fit(train, small, victim)
     with pytest.raises(ValueError, match="23 x 23 pixels cannot be cut into about 7 x 7 square patches"):
-        fit_one("local-variance", "high", small, small, lambda x: torch.full((len(x), 2), 0.5))
+        Control("local-variance").fit(small, small, lambda x: torch.full((len(x), 2), 0.5))
     with pytest.raises(ValueError, match="the victim takes images"):
-        fit_one("laplacian", "high", small, small, victim)
+        Control("laplacian").fit(small, small, victim)

@@ -104,8 +104,8 @@ class Measured(NamedTuple):
 class Control(Detector):
     """One statistic of a query's pixels.
 
-    - "largest-difference": of two neighbouring pixels.
-    - "laplacian": its mean square, the sharpness of the whole image.
+    - "largest-difference": of two neighbouring pixels, the hardest edge.
+    - "laplacian": the mean squared Laplacian, the sharpness of the whole image.
     - "local-variance": the logarithm of each patch's variance.
     - "mean-image": the logarithm of each patch's squared distance from the mean training image.
     - "pca": the error of a reconstruction from 20 principal components of the training images.
