@@ -65,7 +65,12 @@ def measure(bench: Bench, cell: Cell) -> Iterator[dict]:
     known = _benign_readings(bench, variant)
     common = {"victim_accuracy": bench.accuracy(victim)}
     common |= _rounded({f"substitute_{name}": substitute[name] for name in ("accuracy", "fidelity")})
-    drawn = variant.fault == "none" and cell.budget == bench.settings.budgets[1] and cell.attack in HEADLINES
+    drawn = (
+        variant.fault == "none"
+        and variant.seen is None
+        and cell.budget == bench.settings.budgets[1]
+        and cell.attack in HEADLINES
+    )
     for seeds, part in parts_of_log(cell.attack, positions, len(group.seeds)).items():
         for (fields, scores), (_, benign), (_, calibration) in zip(scored, *known, strict=True):
             alpha, malicious = fields.get("alpha", 0.5), scores[part.to(scores.device)]
