@@ -1,4 +1,5 @@
-"""Detection of attacks: Tables 1, 2 and 4, Figures 1, 2 and 5, the weight alpha, attack variants, post-hoc scores."""
+"""Detection of attacks: Tables 1, 2 and 4, Figures 1, 2 and 5, the weight alpha, attack variants, post-hoc scores,
+controls."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -29,6 +30,7 @@ from reproduction.rows import reported
 from reproduction.tables import markdown, select, spread
 from samelib.detectors import edm
 from samelib.detectors.base import Detector, conformal_threshold
+from samelib.detectors.controls import CONTROLS
 from samelib.detectors.posthoc import METHODS
 from samelib.detectors.same import SameDetector
 from samelib.detectors.views import CHOSEN, COMBINATION, COMBINATIONS, SamePlus, combined
@@ -81,7 +83,7 @@ def measure(bench: Bench, cell: Cell) -> Iterator[dict]:
                 else {}
             )
             yield row | _one_to_one(benign, malicious, calibration, variant.fault) | histogram
-            if drawn and variant == SAME and alpha == VARIANTS["SAME"]:
+            if drawn and alpha == VARIANTS["SAME"] and (variant == SAME or variant.detector in CONTROLS):
                 for ratio in RATIOS:
                     yield row | {"ratio": ratio} | _at_ratio(benign, malicious, ratio, bench.seed)
 
@@ -194,12 +196,13 @@ def aurocs(frame: pd.DataFrame, detector: DetectorVariant, **how) -> list[str]:
     return [spread(detected(frame, detector, label, **how)["auroc"]) for label in LABELS]
 
 
-def detection_table(frame: pd.DataFrame) -> str:
-    """The paper's Table 1 or 2: AUROC, AUPR and FPR95 in percent, each beside the paper's."""
+def detection_table(frame: pd.DataFrame, detectors: Mapping[str, DetectorVariant] = DETECTORS) -> str:
+    """The paper's Table 1 or 2: AUROC, AUPR and FPR95 of detectors (by their printed names) in percent, each beside the
+    paper's."""
     lines, metrics, table = [], ("auroc", "aupr", "fpr95"), papers_table(frame)
     for budget in budgets_of(frame):
         for label in LABELS:
-            for name, detector in DETECTORS.items():
+            for name, detector in detectors.items():
                 paper = None if table is None else select(table, method=str(detector), attack=label, budget=budget)
                 figures = beside(detected(frame, detector, label, budget), paper, metrics)
                 lines.append([f"{budget:,}", label, name, *figures])
@@ -226,13 +229,13 @@ def headings(metrics: Iterable[str], paper: pd.DataFrame | None) -> list[str]:
     return [word for metric in metrics for word in (METRICS[metric], *([] if paper is None else ["paper"]))]
 
 
-def ratio_table(frame: pd.DataFrame, labels: Sequence[str] = ("knockoff",)) -> str:
-    """The paper's Table 4: SAME where a share of the queries is malicious."""
+def ratio_table(frame: pd.DataFrame, labels: Sequence[str] = ("knockoff",), detector: DetectorVariant = SAME) -> str:
+    """The paper's Table 4: SAME (beside the paper's), or a control, where a share of the queries is malicious."""
     lines, paper = [], reported("table4", group=frame["group"].iloc[0])
-    paper = None if paper.empty else paper
+    paper = None if paper.empty or detector != SAME else paper
     for label in labels:
         for ratio in RATIOS:
-            rows = select(frame, experiment="detection", label=label, ratio=ratio, **SAME._asdict())
+            rows = select(frame, experiment="detection", label=label, ratio=ratio, **detector._asdict())
             theirs = None if paper is None else select(paper, malicious_ratio=ratio)
             lines.append([label, f"{ratio:.2f}", *beside(rows, theirs, METRICS)])
     return markdown(["attack", "malicious", *headings(METRICS, paper)], lines)
@@ -245,8 +248,17 @@ def detectors_table(frame: pd.DataFrame, variants: Mapping[str, DetectorVariant]
 
 def posthoc_table(frame: pd.DataFrame) -> str:
     """Scores that need no training beside the trained detectors."""
+    return _beside_trained(frame, METHODS)
+
+
+def controls_table(frame: pd.DataFrame) -> str:
+    """What one line tells of a query beside the trained detectors."""
+    return _beside_trained(frame, CONTROLS)
+
+
+def _beside_trained(frame: pd.DataFrame, names: Iterable[str]) -> str:
     trained = {name: DETECTORS[name] for name in ("OE", "EDM", "SAME")}
-    return detectors_table(frame, {method: DetectorVariant(method) for method in METHODS} | trained)
+    return detectors_table(frame, {name: DetectorVariant(name) for name in names} | trained)
 
 
 def summary_table(frame: pd.DataFrame) -> str:

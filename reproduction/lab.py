@@ -13,6 +13,7 @@ from samelib.attacks import Attack, make_attack
 from samelib.data.groups import Group, load_group
 from samelib.data.image_set import ImageSet, OutOfRangeWarning, to_float
 from samelib.detectors.base import Detector
+from samelib.detectors.controls import CONTROLS, Control
 from samelib.detectors.edm import EDM
 from samelib.detectors.outlier_exposure import OutlierExposure
 from samelib.detectors.posthoc import METHODS, PostHoc
@@ -82,6 +83,8 @@ class Bench:
             return detector.fit(images, group.outliers, calibration, store=self.store)
         if name in METHODS:
             return PostHoc(name).fit(images, calibration, self.undefended[0])
+        if name in CONTROLS:
+            return Control(*CONTROLS[name]).fit(images, calibration, self.undefended[0])
         same = self.same_settings(variant)
         if name == "same_plus":
             detector = SamePlus(same, self.seed, VIEWS if variant.scoring == "every view" else CHOSEN)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from reproduction.author_code import ALL_FAULTS, FAULTS
 from samelib.data.groups import COLOUR, SOURCES
+from samelib.detectors.controls import CONTROLS
 from samelib.detectors.posthoc import METHODS
 from samelib.presets import TIERS, Preset, preset
 from samelib.responses import ProofOfWork, Reject, Response
@@ -19,7 +20,7 @@ class DetectorVariant(NamedTuple):
     """What watches the queries, or "none".
 
     Attributes:
-        detector: "same", "same_plus", "outlier_exposure", "edm", "prada", one of `METHODS`, or "none".
+        detector: "same", "same_plus", "outlier_exposure", "edm", "prada", one of `METHODS` or `CONTROLS`, or "none".
         scoring: of SAME: "passes" (several masked passes, averaged) or "mask 0" (as the authors' code scores); of SamePlus
             "passes", or "every view" (fitted and read, beside those that it combines).
         width: of SAME: the autoencoder's embedding size; None: the tier's own.
@@ -179,7 +180,7 @@ class Scale(NamedTuple):
     Attributes:
         widths: embedding sizes of the autoencoder that Figure 7 compares.
         curve_train, curve_images: the autoencoder's training for Figure 6; None: as the detector's own, on all images.
-        small_budgets: are the variants of the attacks measured at the small budget too?
+        small_budgets: are controls, and the variants of the attacks, measured at the small budget too?
         http_queries: of each user, sent to a live service.
         seen: the points of the scaling curve: the autoencoder, and how many images it has seen.
     """
@@ -257,6 +258,10 @@ def _attacks(p: Preset, s: Scale) -> Plan:
     yield from _detection((SAME, SAME_MASK_0), (DFME,), (p.dfme_budget,))
 
 
+def _controls(p: Preset, s: Scale) -> Plan:
+    return _detection(map(DetectorVariant, CONTROLS), HEADLINES, p.budgets if s.small_budgets else p.budgets[1:])
+
+
 def _widths(p: Preset, s: Scale) -> Plan:
     return _large(p, [width_variant(width, p.same.mae.width) for width in s.widths])
 
@@ -324,6 +329,8 @@ TARGETS: dict[str, Target] = {
     "scaling": Target("SAME and SamePlus against the images that the autoencoder has seen", _scaling, "scaling"),
     "posthoc": Target("scores that need no training, from pytorch-ood",
                       lambda p, s: _large(p, map(DetectorVariant, METHODS))),
+    "controls": Target("what one line tells of a query, without a network; the queries of Tables 1, 2 and 4",
+                       _controls),
     "accounts": Target("PRADA against one account, ten and a hundred",
                        lambda p, s: _detection((PRADA,), HEADLINES, p.budgets[1:], "accounts")),
     "attacks": Target("every variant of every attack against SAME", _attacks),

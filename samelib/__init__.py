@@ -6,6 +6,7 @@ from samelib.attacks import DFME, JBDA, AdaptiveKnockoff, AttackResult, Knockoff
 from samelib.data.groups import Group, load_group
 from samelib.data.image_set import ImageSet
 from samelib.detectors.base import Detector, DetectorEstimator
+from samelib.detectors.controls import Control
 from samelib.detectors.edm import EDM
 from samelib.detectors.outlier_exposure import OutlierExposure
 from samelib.detectors.posthoc import PostHoc
@@ -26,6 +27,7 @@ __all__ = [
     "ArtifactStore",
     "AttackResult",
     "BudgetExceeded",
+    "Control",
     "DFME",
     "Defence",
     "Detector",

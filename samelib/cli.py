@@ -23,6 +23,7 @@ from samelib.data.groups import SIZES, load_group
 from samelib.data.image_set import OutOfRangeWarning
 from samelib.data.real import DataError, cifar100_superclasses, from_npz, list_images, read_image
 from samelib.detectors.base import check_fpr
+from samelib.detectors.power import WeakDetectorWarning, power_table
 from samelib.detectors.same import SameDetector
 from samelib.gateway import Gateway, QueryGateway
 from samelib.metrics import accuracy, binomial_interval
@@ -85,7 +86,7 @@ def superclasses(text: str) -> list[int]:
     return cifar100_superclasses() if text == "cifar100" else [int(number) for number in text.split(",")]
 
 
-OWN_GROUP = "glyphs or shapes (embedded), mnist, cifar10, or path:FOLDER / path:FILE.npz of your own."
+OWN_GROUP = "glyphs, glyphs-matched or shapes (embedded), mnist, cifar10, or path:FOLDER / path:FILE.npz of your own."
 HOW_MUCH = "How much data and training: seconds, minutes on two cores, or a GPU's work."
 data_option = click.option("--data", default="glyphs", help=OWN_GROUP)
 tier_option = click.option("--tier", type=click.Choice(list(SIZES)), default="lecture", help=HOW_MUCH)
@@ -121,8 +122,10 @@ def fit(detector: Path, data: str, tier: str, seed: int, fpr: float) -> None:
     """Train a victim and its detector.
 
     Trains a victim, the masked autoencoder and the auxiliary model (or takes them from the cache), calibrates the
-    threshold on held-out benign images, and writes all of it as the folder DETECTOR.
+    threshold on held-out benign images, and writes all of it as the folder DETECTOR. Says how many it flags of images that
+    no honest user would send, black, noisy or faint ones among them.
     """
+    warnings.simplefilter("ignore", WeakDetectorWarning)  # the table says it
     group = load_group(data, tier, device=best_device())
     settings = preset(tier, group.image_shape)
     check_fpr(fpr, len(group.calibration) // 2)  # before the victim is trained; the other half gives the scale
@@ -134,7 +137,8 @@ def fit(detector: Path, data: str, tier: str, seed: int, fpr: float) -> None:
     flagged = int(same.flag(benign.pixels()).sum())
     low, high = (100 * bound for bound in binomial_interval(flagged, len(benign)))
     print(f"benign images flagged: {100 * flagged / len(benign):.2g} %, 95 % interval {low:.2g} to {high:.2g} ", end="")
-    print(f"(calibrated to {100 * fpr:g} %)\ndetector: {detector}\nnext: samelib score {detector} IMAGES")
+    print(f"(calibrated to {100 * fpr:g} %)\naltered benign images flagged:\n{power_table(same.power)}")
+    print(f"detector: {detector}\nnext: samelib score {detector} IMAGES")
 
 
 @samelib.command()

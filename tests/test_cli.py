@@ -11,6 +11,7 @@ from conftest import TINY_SAME, TINY_TRAIN
 from PIL import Image
 
 from samelib import cli
+from samelib.detectors.power import VERSIONS
 from samelib.detectors.same import SameDetector
 from samelib.models.classifiers import Victim
 from samelib.presets import preset
@@ -59,6 +60,9 @@ def test_fit_score_and_cache(tmp_path, capsys, small_group):
     assert "accuracy" in shown and re.search(
         r"flagged: [\d.]+ %, 95 % interval [\d.]+ to [\d.]+ \(calib.* to 5 %\)", shown
     )
+    power = re.findall(r"^  ([a-z ]+?) +([\d.]+)%(  weak)?$", shown, re.MULTILINE)
+    assert [name for name, *_ in power] == list(VERSIONS)
+    assert all((float(share) < 90) == bool(weak) for _, share, weak in power)
     rng = np.random.default_rng(0)
     (tmp_path / "pictures").mkdir()
     for i in (0, 2):
@@ -82,7 +86,7 @@ def test_fit_score_and_cache(tmp_path, capsys, small_group):
     assert np.allclose([float(r["score"]) for r in rows], scores, rtol=1e-4)
 
     run("cache")
-    assert "in 3 entries" in capsys.readouterr().out  # victim, autoencoder, auxiliary model
+    assert "in 4 entries" in capsys.readouterr().out  # victim, autoencoder, auxiliary model, calibration terms
     run("cache", "--clear")
     run("cache")
     assert "in 0 entries" in capsys.readouterr().out

@@ -51,11 +51,13 @@ class Detector(ABC):
         image_shape: (C, H, W) of the queries; None before `fit`.
         calibration_scores: [n], of benign images that nothing was trained on; None before `calibrate`.
         fpr: share of benign queries to flag.
+        power: the share flagged of altered benign images (see `samelib.detectors.power`); None where it was not measured.
     """
 
     image_shape: tuple[int, int, int] | None = None
     calibration_scores: Tensor | None = None
     fpr: float | None = None
+    power: dict[str, float] | None = None
 
     def __sklearn_clone__(self) -> "Detector":
         """A fitted detector is a parameter like any other: clones of a `DetectorEstimator` share it."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from samelib.data.image_set import ImageSet
 from samelib.detectors.base import Detector, check_fpr
+from samelib.detectors.power import POWER_IMAGES, power
 from samelib.models.classifiers import SharedTrunk, Victim, build_classifier, predict
 from samelib.models.mae import MaskedAutoencoder
 from samelib.presets import SameSettings, check_alpha, preset
@@ -99,7 +100,7 @@ class SameDetector(Detector):
         store: ArtifactStore | None = None,
         fpr: float = 0.05,
     ) -> "SameDetector":
-        """Trains autoencoder and auxiliary model (or reads them from the store), then scales and calibrates.
+        """Trains autoencoder and auxiliary model (or reads them from the store), scales, calibrates, measures its power.
 
         One half of the calibration set gives the scale of the two terms, the other the threshold and the p-values:
         conformal validity wants a score that was fixed before it saw the calibration images.
@@ -113,6 +114,8 @@ class SameDetector(Detector):
         Raises:
             ValueError: images that are not alike or not what the victim takes, or too few of them for the rate.
             ArtifactError: the store cannot be written.
+        Warns:
+            WeakDetectorWarning: it flags few of black, faint or otherwise altered images (see `samelib.detectors.power`).
         """
         half = len(calibration) // 2
         check_fpr(fpr, half)
@@ -123,7 +126,7 @@ class SameDetector(Detector):
         )
         self.scale = torch.stack([torch.stack([t.mean(), t.std().clamp_min(1e-12)]) for t in scaling])
         self.calibration_terms, self.fpr = Terms(*threshold), fpr
-        return self
+        return self._measure_power(calibration.images[half : 2 * half])
 
     def _learn(self, images: ImageSet, calibration: ImageSet, victim, store: ArtifactStore) -> None:
         """Both models, trained or from the store, once it is clear that everything fits together."""
@@ -293,6 +296,15 @@ class SameDetector(Detector):
     def score_received(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
         return self.combine(self._terms(x, answers))
 
+    def calibrate(self, benign: Tensor, fpr: float = 0.05) -> "SameDetector":
+        """As every detector does; then its power is measured again."""
+        super().calibrate(benign, fpr)
+        return self._measure_power(benign)
+
+    def _measure_power(self, benign: Tensor) -> "SameDetector":
+        self.power = power(self, benign[:POWER_IMAGES])
+        return self
+
     def _remember(self, benign: Tensor) -> None:
         self.calibration_terms = self.terms(benign)
 
@@ -319,7 +331,7 @@ class SameDetector(Detector):
         for prefix, module in modules.items():
             tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
         card |= {"kind": self.kind, "settings": asdict(self.settings), "seed": self.seed, "fpr": self.fpr}
-        card |= {"image_shape": self.victim.image_shape, "classes": self.victim.classes}
+        card |= {"image_shape": self.victim.image_shape, "classes": self.victim.classes, "power": self.power}
         save_folder(folder, tensors, card | {"victim": self.victim.architecture})
         return folder
 
@@ -364,6 +376,6 @@ class SameDetector(Detector):
         detector.mae = part("mae", MaskedAutoencoder(shape, detector.settings.mae))
         detector.auxiliary = part("auxiliary", detector._build_auxiliary())
         detector._freeze()
-        detector.fpr = card["fpr"]
+        detector.fpr, detector.power = card["fpr"], card.get("power")
         detector._restore({name: value.to(device) for name, value in tensors.items()}, card)
         return detector
