@@ -330,7 +330,7 @@ TARGETS: dict[str, Target] = {
     "posthoc": Target("scores that need no training, from pytorch-ood",
                       lambda p, s: _large(p, map(DetectorVariant, METHODS))),
     "controls": Target("what one line tells of a query, without a network; the queries of Tables 1, 2 and 4",
-                       _controls),
+                       _controls, "controls"),
     "accounts": Target("PRADA against one account, ten and a hundred",
                        lambda p, s: _detection((PRADA,), HEADLINES, p.budgets[1:], "accounts")),
     "attacks": Target("every variant of every attack against SAME", _attacks),
