@@ -12,6 +12,7 @@ from samelib.detectors.outlier_exposure import OutlierExposure
 from samelib.detectors.posthoc import PostHoc
 from samelib.detectors.prada import Prada
 from samelib.detectors.same import SameDetector
+from samelib.detectors.views import SamePlus
 from samelib.environment import check_environment
 from samelib.gateway import BudgetExceeded, Defence, QueryGateway, Verdict
 from samelib.metrics import accuracy, auroc, detection_metrics, fidelity
@@ -45,6 +46,7 @@ __all__ = [
     "QueryGateway",
     "Reject",
     "SameDetector",
+    "SamePlus",
     "TrainSettings",
     "UniformNoise",
     "Verdict",

@@ -5,9 +5,9 @@ residual is large, says more, and the same models offer further views: what the 
 victim is, how unlike the benign ones the auxiliary model's features are. Each view gets a p-value of its own, and the
 detector's score combines these.
 
-Mahalanobis distances of residuals were proposed as MaRS (Lappas et al. 2021), nearest neighbours of features by Sun et
-al. (2022), the doubt of a classifier by Hendrycks and Gimpel (2017); conformal p-values of several scores are combined
-as in Magesh et al. (2023). All references are benign images that trained nothing.
+Mahalanobis distances of latent vectors were proposed by Denouden et al. (2018), of residuals as MaRS by Di Salvo et al.
+(2026), nearest neighbours of features by Sun et al. (2022), the doubt of a classifier by Hendrycks and Gimpel (2017);
+Magesh et al. (2023) combine conformal p-values of several scores. All references are benign images that trained nothing.
 """
 
 import math
