@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from samelib.data.image_set import ImageSet
 from samelib.detectors.base import Detector, check_fpr
+from samelib.evidence import Likeness
 from samelib.models.classifiers import SharedTrunk, Victim, build_classifier, predict
 from samelib.models.mae import MaskedAutoencoder
 from samelib.presets import SameSettings, check_alpha, preset
@@ -296,6 +297,8 @@ class SameDetector(Detector):
             raise FileExistsError(f"{folder} exists; remove it or choose another name")
         self._calibrated()
         tensors, card = self._fitted_state()
+        if self.likeness is not None:
+            tensors["likeness"] = torch.from_numpy(self.likeness.calibration)
         modules = {"mae": self.mae, "auxiliary": self.auxiliary}
         if self.victim.architecture:
             modules["victim"] = self.victim.model
@@ -348,5 +351,6 @@ class SameDetector(Detector):
         detector.auxiliary = part("auxiliary", detector._build_auxiliary())
         detector._freeze()
         detector.fpr = card["fpr"]
+        detector.likeness = Likeness(tensors["likeness"].numpy()) if "likeness" in tensors else None
         detector._restore({name: value.to(device) for name, value in tensors.items()}, card)
         return detector
