@@ -246,7 +246,8 @@ class AccountBook:
         """
         found = [account for account in self.entries() if account.digest.hex().startswith(prefix.lower())]
         if len(found) != 1:
-            raise ValueError(f"{len(found) or 'no'} accounts begin with {prefix!r}; give the digits of one")
+            which = f"{len(found):,} accounts begin" if found else "no account begins"
+            raise ValueError(f"{which} with {prefix!r}; give the digits of one, as samelib accounts lists them")
         if found[0].banned is None:
             raise ValueError(f"account {found[0].label} is not banned")
         with self._transaction():

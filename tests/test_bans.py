@@ -364,7 +364,7 @@ def test_bans_that_cannot_be_lifted(watcher, book):
         judged(watcher, book, name, benign(1, 0))
     digits = [book.digest(name).hex()[0] for name in names]
     twice = next(digit for digit in digits if digits.count(digit) > 1)
-    for prefix, words in (("x", "no accounts begin"), ("", "17 accounts begin"), (twice, "accounts begin with")):
+    for prefix, words in (("x", "no account begins"), ("", "17 accounts begin"), (twice, "accounts begin with")):
         with pytest.raises(ValueError, match=words):
             book.lift(prefix)
     with pytest.raises(ValueError, match="is not banned"):
