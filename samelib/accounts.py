@@ -202,16 +202,16 @@ class AccountBook:
         """
         digests = {name: self.digest(name) for name in names}
         with self._transaction():
-            accounts = {name: self._read(digest) or Account(digest) for name, digest in digests.items()}
+            accounts = {name: self._read(digest) for name, digest in digests.items()}
             free = [account for account in accounts.values() if account.banned is None]
             yield accounts
             self._db.executemany(_KEEP, [account.as_row() for account in accounts.values()])
             self._forget(list(digests.values()))
         self.bans += sum(account.banned is not None for account in free)
 
-    def _read(self, digest: bytes) -> Account | None:
+    def _read(self, digest: bytes) -> Account:
         row = self._db.execute("SELECT * FROM accounts WHERE digest = ?", [digest]).fetchone()
-        return row and Account.of_row(row)
+        return Account.of_row(row) if row else Account(digest)
 
     def _forget(self, asking: list[bytes]) -> None:
         """Makes room by accounts other than those that ask."""
@@ -226,9 +226,10 @@ class AccountBook:
 
     def find_banned(self, name: str) -> Account | None:
         """The account of that name if it is banned."""
+        query = "SELECT * FROM accounts WHERE digest = ? AND banned IS NOT NULL"
         with self._lock:
-            account = self._read(self.digest(name))
-        return account if account and account.banned is not None else None
+            row = self._db.execute(query, [self.digest(name)]).fetchone()
+        return row and Account.of_row(row)
 
     def entries(self) -> list[Account]:
         """All accounts, without marks and memory: banned ones first, then by wealth."""

@@ -76,12 +76,13 @@ class Defence:
             AccountsFull: see `AccountBook`.
         """
         x = received(images, self.victim.image_shape)
+        queries = to_uint8(x)
         if self.response is not None and self.response.by_account and len(accounts or ()) != len(x):
             raise ValueError(f"{len(x)} images came with {len(accounts or ())} accounts; say who sent each image")
         answers = self.victim(x)
         refused, bits = torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.int64)
         if self.detector is None:
-            return Verdict(to_uint8(x), answers, None, None, refused, bits)
+            return Verdict(queries, answers, None, None, refused, bits)
         unpaid = torch.ones(len(x), dtype=torch.bool) if paid is None else ~paid
         scores, p_values = torch.full((2, len(x)), torch.nan)
         if unpaid.any():
@@ -91,9 +92,9 @@ class Defence:
             if self.response is not None:
                 new = unpaid.nonzero()[:, 0].tolist()
                 names = None if accounts is None else [accounts[i] for i in new]
-                refused[unpaid], bits[unpaid] = self.response.decide(p_values[unpaid], to_uint8(x)[new], names)
+                refused[unpaid], bits[unpaid] = self.response.decide(p_values[unpaid], queries[new], names)
         answers = answers.masked_fill(refused[:, None].to(answers.device), torch.nan)
-        return Verdict(to_uint8(x), answers, scores, p_values, refused, bits)
+        return Verdict(queries, answers, scores, p_values, refused, bits)
 
 
 class BudgetExceeded(RuntimeError):

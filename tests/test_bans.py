@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TRAIN
+from conftest import TINY_SAME, TINY_TRAIN, fit_beside
 from test_responses import MeanPixel
 
 from samelib.accounts import SMALLEST_SECRET, Account, AccountBook, AccountsFull
@@ -17,6 +17,7 @@ from samelib.attacks import ATTACKS, make_attack
 from samelib.data.image_set import to_float
 from samelib.detectors.base import NotFittedError
 from samelib.detectors.same import SameDetector
+from samelib.detectors.views import SamePlus
 from samelib.evidence import MOST, Wealth, log_e_values, safe_p_values, sketches
 from samelib.gateway import Defence, QueryGateway
 from samelib.models.classifiers import Victim
@@ -211,11 +212,14 @@ def test_what_a_detector_must_bring(watcher):
         BanAccount().decide(watcher.p_value(strange(2)), strange(2), ["one", "one"])
 
 
-def test_a_saved_detector_keeps_its_likeness(detector, group, tmp_path):
-    again = SameDetector.load(detector.save(tmp_path / "detector"))
+@pytest.mark.parametrize("kind", [SameDetector, SamePlus])
+def test_a_saved_detector_keeps_its_likeness(kind, group, victim, store, tmp_path):
+    """Of the calibration images that gave the threshold."""
+    detector = fit_beside(kind(TINY_SAME), group, victim, store)
+    again = kind.load(detector.save(tmp_path / "detector"))
     assert np.array_equal(again.likeness.calibration, detector.likeness.calibration)
-    assert len(detector.likeness) == len(detector.calibration_scores)
-    assert np.array_equal(detector.likeness.calibration, sketches(group.calibration.images[-len(detector.likeness) :]))
+    last = group.calibration.images[-len(detector.calibration_scores) :]
+    assert np.array_equal(detector.likeness.calibration, sketches(last))
 
 
 def test_a_detector_calibrated_again_has_another_likeness(detector, group):

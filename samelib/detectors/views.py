@@ -190,7 +190,7 @@ class Tail(nn.Module):
 
     def fit(self, statistics: Tensor) -> "Tail":
         ordered = statistics.double().sort().values
-        start = ordered[int(0.9 * (len(ordered) - 1))]
+        start = ordered[int(0.9 * (len(ordered) - 1))].clone()  # no view of `ordered`: safetensors refuses those
         excess = (ordered[ordered > start] - start).mean().nan_to_num(0.0).clamp_min(1e-12)
         for name, value in {"ordered": ordered, "start": start, "excess": excess}.items():
             self.register_buffer(name, value)
