@@ -1,4 +1,4 @@
-"""The accounts of a service: what each won in its bets so far, and which are banned; in a file that survives a restart."""
+"""The accounts of a service, in a file that survives a restart: what each won in its bets, and which are banned."""
 
 import hashlib
 import hmac

@@ -377,9 +377,9 @@ def accounts(file: str, lift: str | None) -> None:
     """List accounts and lift bans.
 
     FILE is that of samelib serve --response ban --accounts FILE, which may be running. One line an account, banned ones
-    first: the beginning of its hash, its queries, the natural logarithm of its wealth in each stream of evidence (0 where
-    there is none; a ban comes when the mean of the wealths reaches 1 / delta), and since when it is banned. An account
-    whose ban is lifted starts anew.
+    first: the beginning of its hash, its queries, the natural logarithm of its wealth in each stream of evidence (0
+    where there is none; a ban comes when the mean of the wealths reaches 1 / delta), and since when it is banned. An
+    account whose ban is lifted starts anew.
     """
     book = AccountBook(file)
     if lift is not None:

@@ -32,8 +32,8 @@ FEWEST, MOST = 16, 256  # sketches in an account's memory: below, likeness says 
 def log_e_values(p_values: Tensor) -> Tensor:
     """Natural logarithms, float64 [N], of the e-values of p-values [N] in (0, 1].
 
-    e(p) = (1 - p + p log p) / (p log(p)^2), the mean of the calibrators k p^(k-1) over k in [0, 1] (Vovk and Wang 2021).
-    It is above 1 for p below 1/6, about, and never below e(1) = 1/2.
+    e(p) = (1 - p + p log p) / (p log(p)^2), the mean of the calibrators k p^(k-1) over k from 0 to 1 (Vovk and Wang
+    2021). It is above 1 for p below 1/6, about, and never below e(1) = 1/2.
     """
     surprise = -p_values.double().log()  # l; then e = (exp(l) - 1 - l) / l^2
     small, large = surprise.clamp(max=1e-3), surprise.clamp(min=1e-3)
@@ -93,7 +93,7 @@ class Wealth:
 
 @lru_cache(maxsize=8)
 def _signs(pixels: int) -> Tensor:
-    """float64 [pixels, SKETCH] of -1 and 1. From a hash, not a generator: sketches are kept for longer than a release."""
+    """float64 [pixels, SKETCH] of -1 and 1; from a hash, not a generator, because sketches are kept for long."""
     stream = hashlib.shake_256(b"samelib.sketches").digest(pixels * SKETCH // 8)
     bits = np.unpackbits(np.frombuffer(stream, dtype=np.uint8)).reshape(pixels, SKETCH)
     return torch.from_numpy(2.0 * bits - 1)
@@ -103,7 +103,7 @@ def sketches(images: Tensor) -> np.ndarray:
     """int32 [N, SKETCH] of images uint8 [N, C, H, W]: sums of their pixels with random signs, the same everywhere.
 
     The squared distance of two sketches is SKETCH times that of the images in the mean over the signs, with a relative
-    error of about 18 % (Johnson and Lindenstrauss). Sums of whole numbers are exact, so equal images have equal sketches.
+    error of about 18 % (Johnson and Lindenstrauss). Sums of whole numbers are exact: equal images, equal sketches.
     """
     signs = _signs(math.prod(images.shape[1:]))
     return torch.cat([part.cpu().flatten(1).double() @ signs for part in images.split(256)]).int().numpy()
@@ -121,8 +121,9 @@ class Likeness:
     queries are exchangeable with the calibration images. The rest is approximate: the n distances share images, and
     given an account's memory, which changes slowly, its p-values are not uniform; an account whose memory lies in a
     crowd is always a little nearer than others. That honest accounts stay below the bound all the same was simulated
-    (tests/test_evidence.py), not proven, and with `safe_p_values`: plain ones let too many reach it. Users whose queries resemble each other more than calibration images do (one handwriting, one scene) look like
-    thieves to this, and the sketches say something of the images they were made of.
+    (tests/test_evidence.py), not proven, and with `safe_p_values`: plain ones let too many reach it. Users whose
+    queries resemble each other more than calibration images do (one handwriting, one scene) look like thieves to this,
+    and the sketches say something of the images they were made of.
 
     Args:
         calibration: sketches int32 [n, SKETCH] of benign images, all different.

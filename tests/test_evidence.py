@@ -1,4 +1,4 @@
-"""Evidence by account: bets that honest accounts lose, p-values that hold for one calibration set, likeness to itself."""
+"""Evidence by account: bets that honest accounts lose, p-values that hold for one calibration set, and likeness."""
 
 import math
 
@@ -131,8 +131,8 @@ def test_a_thief_who_was_honest_for_long_is_found():
 
 @pytest.mark.parametrize("share", [0.4, 0.7, 1.0])
 def test_thieves_are_found_when_theory_says(share):
-    """A share of their queries is among the strangest twentieth: log(1 / delta) / E[log e] queries, and what the stakes of
-    the first bets cost."""
+    """A share of their queries is among the strangest twentieth: log(1 / delta) / E[log e] queries, and what the first
+    stakes cost."""
     generator, table = np.random.default_rng(0), log_e_values(safe_p_values(1_000)).numpy()
     strange = generator.random((2_000, 400)) < share
     ranks = np.where(strange, generator.integers(0, 50, strange.shape), generator.integers(0, 1_001, strange.shape))

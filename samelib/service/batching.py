@@ -25,8 +25,8 @@ class Job:
 
 
 class Batcher:
-    """A queue in front of one thread that computes. Nobody waits for a batch to fill: what is there is taken, in the order
-    in which it came.
+    """A queue in front of one thread that computes. Nobody waits for a batch to fill: what is there is taken, in its
+    order.
 
     Args:
         compute: images uint8 [N, C, H, W], bool [N] and N accounts -> tensors of N rows each.

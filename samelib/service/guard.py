@@ -58,8 +58,10 @@ class Guard:
         return tuple(part.cpu() for part in (verdict.answers, p_values, verdict.refused, verdict.bits))
 
     def warm_up(self) -> None:
-        """Judges the smallest and the largest batch once: the first user does not pay for what is loaded lazily. Without
-        the response: these are nobody's queries."""
+        """Judges the smallest and the largest batch once: the first user does not pay for what is loaded lazily.
+
+        Without the response: these are nobody's queries.
+        """
         defence = Defence(self._defence.victim, self._defence.detector)
         for count in (1, self.batcher.most_images):
             defence.judge(torch.zeros(count, *defence.victim.image_shape, dtype=torch.uint8))
@@ -80,7 +82,7 @@ class Guard:
         return key
 
     async def reply(self, images: Tensor, stamps: list[str], account: str) -> list[Reply]:
-        """What becomes of images uint8 [N, C, H, W] that an account sent with these stamps (empty where there was none).
+        """What becomes of images uint8 [N, C, H, W] that an account sent with these stamps (empty where there is none).
 
         Raises:
             ApiError: 403, 422, 429, 503 or 504. All stamps of a request are spent, or none: then and only then it is

@@ -21,10 +21,9 @@ from typing import NamedTuple
 from itsdangerous import BadSignature, Signer
 from torch import Tensor
 
-from samelib.accounts import SMALLEST_SECRET
-
 _CHALLENGE = re.compile(r"([0-9]{1,3})\.([0-9]{1,16})\.([0-9a-f]{32})\.([0-9a-f]{64})\.[A-Za-z0-9_-]{43}", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,20}", re.ASCII)
+SMALLEST_SECRET = 16  # bytes
 GRACE = 60_000  # milliseconds: how far the clocks of processes that share a file of spent stamps may differ
 
 
