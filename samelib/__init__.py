@@ -19,7 +19,7 @@ from samelib.metrics import accuracy, auroc, detection_metrics, fidelity
 from samelib.models.classifiers import Victim
 from samelib.models.mae import MaskedAutoencoder
 from samelib.presets import evaluation, preset, train_victim
-from samelib.responses import ProofOfWork, Reject
+from samelib.responses import BanAccount, ProofOfWork, Reject
 from samelib.store import ArtifactStore
 from samelib.training import TrainSettings
 
@@ -27,6 +27,7 @@ __all__ = [
     "AdaptiveKnockoff",
     "ArtifactStore",
     "AttackResult",
+    "BanAccount",
     "BudgetExceeded",
     "Control",
     "DFME",

@@ -15,7 +15,7 @@ from samelib.detectors.power import VERSIONS
 from samelib.detectors.same import SameDetector
 from samelib.models.classifiers import Victim
 from samelib.presets import preset
-from samelib.responses import ProofOfWork
+from samelib.responses import BanAccount, ProofOfWork
 from samelib.service.app import create_app
 from samelib.service.server import running
 
@@ -145,6 +145,16 @@ def test_attack_a_live_service(known, victim, detector, tmp_path, capsys, small_
         assert f"answered: 40, refused: 0, hashes: {log['hashes'].sum():,}" in shown and log["hashes"].sum() > 40
     assert ("fidelity" in shown) == known
     assert Victim.load(tmp_path / "loot" / "substitute").classes == 10
+
+
+def test_an_attack_on_a_service_that_bans(victim, detector, tmp_path, capsys, small_group):
+    words = ["attack", "noise", tmp_path / "loot", "--tier", "smoke", "--budget", 100]
+    with running(create_app(victim, detector, BanAccount(0.1))) as url:
+        with pytest.raises(SystemExit, match="X-API-Key"):
+            run(*words, "--url", url)
+        run(*words, "--url", url, "--api-key", "a thief")
+    answered, refused = map(int, re.search(r"answered: (\d+), refused: (\d+)", capsys.readouterr().out).groups())
+    assert answered + refused == 100 and 5 < answered < 60
 
 
 def test_a_service_for_other_images(tmp_path, small_group):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from samelib.data.image_set import ImageSet
 from samelib.detectors.base import Detector, check_fpr
 from samelib.detectors.power import POWER_IMAGES, power
+from samelib.evidence import Likeness
 from samelib.models.classifiers import SharedTrunk, Victim, build_classifier, predict
 from samelib.models.mae import MaskedAutoencoder
 from samelib.presets import SameSettings, check_alpha, preset
@@ -125,8 +126,8 @@ class SameDetector(Detector):
             *(term.split(half) for term in self._terms_of(calibration[: 2 * half], store)), strict=True
         )
         self.scale = torch.stack([torch.stack([t.mean(), t.std().clamp_min(1e-12)]) for t in scaling])
-        self.calibration_terms, self.fpr = Terms(*threshold), fpr
-        return self._measure_power(calibration.images[half : 2 * half])
+        self.calibration_terms = Terms(*threshold)
+        return self._settle(calibration.images[half : 2 * half], fpr)
 
     def _learn(self, images: ImageSet, calibration: ImageSet, victim, store: ArtifactStore) -> None:
         """Both models, trained or from the store, once it is clear that everything fits together."""
@@ -296,12 +297,8 @@ class SameDetector(Detector):
     def score_received(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
         return self.combine(self._terms(x, answers))
 
-    def calibrate(self, benign: Tensor, fpr: float = 0.05) -> "SameDetector":
-        """As every detector does; then its power is measured again."""
-        super().calibrate(benign, fpr)
-        return self._measure_power(benign)
-
-    def _measure_power(self, benign: Tensor) -> "SameDetector":
+    def _settle(self, benign: Tensor, fpr: float) -> "SameDetector":
+        super()._settle(benign, fpr)
         self.power = power(self, benign[:POWER_IMAGES])
         return self
 
@@ -325,6 +322,8 @@ class SameDetector(Detector):
             raise FileExistsError(f"{folder} exists; remove it or choose another name")
         self._calibrated()
         tensors, card = self._fitted_state()
+        if self.likeness is not None:
+            tensors["likeness"] = torch.from_numpy(self.likeness.calibration)
         modules = {"mae": self.mae, "auxiliary": self.auxiliary}
         if self.victim.architecture:
             modules["victim"] = self.victim.model
@@ -377,5 +376,6 @@ class SameDetector(Detector):
         detector.auxiliary = part("auxiliary", detector._build_auxiliary())
         detector._freeze()
         detector.fpr, detector.power = card["fpr"], card.get("power")
+        detector.likeness = Likeness(tensors["likeness"].numpy()) if "likeness" in tensors else None
         detector._restore({name: value.to(device) for name, value in tensors.items()}, card)
         return detector
