@@ -24,9 +24,11 @@ from samelib.attacks.knockoff import REWARDS
 from samelib.data.groups import SIZES, load_group
 from samelib.data.image_set import OutOfRangeWarning
 from samelib.data.real import DataError, cifar100_superclasses, from_npz, list_images, read_image
+from samelib.detectors import SAVED, load_detector
 from samelib.detectors.base import check_fpr
 from samelib.detectors.power import WeakDetectorWarning, power_table
 from samelib.detectors.same import SameDetector
+from samelib.detectors.views import SamePlus
 from samelib.gateway import Gateway, QueryGateway
 from samelib.metrics import accuracy, binomial_interval
 from samelib.models.classifiers import Victim
@@ -37,7 +39,7 @@ from samelib.store import ArtifactStore, load_folder
 from samelib.training import best_device
 
 CHUNK = 1024  # images read and scored together
-COLUMNS = ("image", "score", "reconstruction_error", "deviation", "p_value", "flagged", "error")
+METHODS = {"same": SameDetector, "same-plus": SamePlus}
 ATTACK_OPTIONS = {  # the others are refused: who gives one expects it to matter
     "noise": {"labels"},
     "knockoff": {"labels", "proxy"},
@@ -120,8 +122,10 @@ def data(data: str, tier: str, proxy: str | None, outliers: str | None, sheet: s
 @data_option
 @tier_option
 @seed_option
+@click.option("--method", type=click.Choice(list(METHODS)), default="same-plus",
+              help="The paper's score, or several views of each query from the same models.")  # fmt: skip
 @click.option("--fpr", default=0.05, help="Share of benign queries to flag.")
-def fit(detector: Path, data: str, tier: str, seed: int, fpr: float) -> None:
+def fit(detector: Path, data: str, tier: str, seed: int, method: str, fpr: float) -> None:
     """Train a victim and its detector.
 
     Trains a victim, the masked autoencoder and the auxiliary model (or takes them from the cache), calibrates the
@@ -131,11 +135,11 @@ def fit(detector: Path, data: str, tier: str, seed: int, fpr: float) -> None:
     warnings.simplefilter("ignore", WeakDetectorWarning)  # the table says it
     group = load_group(data, tier, device=best_device())
     settings = preset(tier, group.image_shape)
-    check_fpr(fpr, len(group.calibration) // 2)  # before the victim is trained; the other half gives the scale
+    METHODS[method].check_calibration(len(group.calibration), fpr)  # before the victim is trained
     victim, benign = train_victim(group, settings, seed), group.benign_test
     correct = accuracy(victim(benign.pixels()), benign.labels)
     print(f"victim: {settings.architecture}, accuracy {correct:.1%} on {len(benign):,} held-out images")
-    same = SameDetector(settings.same, seed).fit(group.victim_train, group.calibration, victim, fpr=fpr)
+    same = METHODS[method](settings.same, seed).fit(group.victim_train, group.calibration, victim, fpr=fpr)
     same.save(detector)
     flagged = int(same.flag(benign.pixels()).sum())
     low, high = (100 * bound for bound in binomial_interval(flagged, len(benign)))
@@ -151,12 +155,13 @@ def fit(detector: Path, data: str, tier: str, seed: int, fpr: float) -> None:
 def score(detector: Path, images: Path, output) -> None:
     """Score images with a saved detector.
 
-    IMAGES is an image, a folder of them (resized to fit) or an .npz file, DETECTOR a folder written by samelib fit. Writes one CSV row an image: score (higher = more suspicious), its two terms, the conformal p-value (small = few
-    benign images look as strange) and whether it is flagged. Of a file that cannot be read the row says why, and the
+    IMAGES is an image, a folder of them (resized to fit) or an .npz file, DETECTOR a folder written by samelib fit. Writes one CSV row an image: score (higher = more suspicious), what it is made of, the conformal p-value
+    (small = few benign images look as strange) and whether it is flagged. Of a file that cannot be read the row says why, and the
     exit status is 1.
     """
-    same = SameDetector.load(detector, device=best_device())
-    table = csv.DictWriter(output, COLUMNS, lineterminator="\n")
+    same = load_detector(detector, device=best_device())
+    parts = same.explain(torch.zeros(1, *same.image_shape))
+    table = csv.DictWriter(output, ["image", *parts, "p_value", "flagged", "error"], lineterminator="\n")
     table.writeheader()
     count = flagged = unreadable = 0
     stream = tqdm(read_images(images, same.image_shape), unit="image", disable=not sys.stderr.isatty())
@@ -187,11 +192,10 @@ def score_rows(detector: SameDetector, images: list[Tensor]) -> list[dict]:
     """What the table says of images uint8 [C, H, W]."""
     if not images:
         return []
-    terms = detector.terms(torch.stack(images))
-    scores = detector.combine(terms)
-    numbers = torch.stack([scores, *terms, detector.p_values_of(scores)], dim=1)
-    rows = [dict(zip(COLUMNS[1:], (f"{number:.6g}" for number in row), strict=False)) for row in numbers.tolist()]
-    return [row | {"flagged": int(flag)} for row, flag in zip(rows, scores > detector.threshold, strict=True)]
+    parts = detector.explain(torch.stack(images))
+    parts["p_value"], flags = detector.p_values_of(parts["score"]), parts["score"] > detector.threshold
+    rows = zip(*(values.tolist() for values in parts.values()), flags.tolist(), strict=True)
+    return [{k: f"{v:.6g}" for k, v in zip(parts, row, strict=False)} | {"flagged": int(row[-1])} for row in rows]
 
 
 @samelib.command(epilog="\n\n".join(f"{name}: {kind.__doc__.splitlines()[0]}" for name, kind in ATTACKS.items()))
@@ -297,9 +301,9 @@ def used_options(choice: str, allowed: dict[str, set[str]], options: dict) -> di
 
 def load_victim(folder: Path) -> tuple[Victim, SameDetector | None]:
     """The saved victim, with its detector where that was saved along."""
-    if load_folder(folder)[1].get("kind") != "same-detector":
+    if load_folder(folder)[1].get("kind") not in SAVED:
         return Victim.load(folder, best_device()), None
-    detector = SameDetector.load(folder, device=best_device())
+    detector = load_detector(folder, device=best_device())
     return detector.victim, detector
 
 
@@ -333,7 +337,7 @@ def serve(detector: Path, victim: Path | None, response: str, host: str, port: i
         decision = BanAccount(**options | {"accounts": account_book(options.get("accounts"))})
     with server.bound_socket(host, port) as bound:
         device = best_device()
-        same = SameDetector.load(detector, Victim.load(victim, device) if victim else None, device)
+        same = load_detector(detector, Victim.load(victim, device) if victim else None, device)
         if response == "reject":
             decision = Reject(options.get("fpr", same.fpr))
             check_fpr(decision.fpr, len(same.calibration_scores))  # below every p-value it would refuse nobody

@@ -11,8 +11,8 @@ from conftest import TINY_SAME, TINY_TRAIN
 from PIL import Image
 
 from samelib import cli
+from samelib.detectors import load_detector
 from samelib.detectors.power import VERSIONS
-from samelib.detectors.same import SameDetector
 from samelib.models.classifiers import Victim
 from samelib.presets import preset
 from samelib.responses import BanAccount, ProofOfWork
@@ -82,14 +82,26 @@ def test_fit_score_and_cache(tmp_path, capsys, small_group):
     capsys.readouterr()
     run("score", folder, tmp_path / "queries.npz")
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
-    scores = SameDetector.load(folder).score(images[:, None])
+    scores = load_detector(folder).score(images[:, None])
     assert np.allclose([float(r["score"]) for r in rows], scores, rtol=1e-4)
 
     run("cache")
-    assert "in 4 entries" in capsys.readouterr().out  # victim, autoencoder, auxiliary model, calibration terms
+    assert "in 3 entries" in capsys.readouterr().out  # victim, autoencoder, auxiliary model
     run("cache", "--clear")
     run("cache")
     assert "in 0 entries" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("method", "parts"), [("same", {"reconstruction_error", "deviation"}), ("same-plus", {"p_trace", "p_doubt"})]
+)
+def test_a_table_says_what_each_method_saw(method, parts, tmp_path, capsys, small_group):
+    np.savez(tmp_path / "queries.npz", images=np.zeros((2, 28, 28), np.uint8))
+    run("fit", tmp_path / "detector", "--tier", "smoke", "--method", method)
+    capsys.readouterr()
+    run("score", tmp_path / "detector", tmp_path / "queries.npz")
+    (row, _) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert parts <= set(row) and 0 < float(row["p_value"]) <= 1
 
 
 SMALL = {

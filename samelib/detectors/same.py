@@ -118,8 +118,8 @@ class SameDetector(Detector):
         Warns:
             WeakDetectorWarning: it flags few of black, faint or otherwise altered images (see `samelib.detectors.power`).
         """
+        self.check_calibration(len(calibration), fpr)
         half = len(calibration) // 2
-        check_fpr(fpr, half)
         store = store or ArtifactStore()
         self._learn(images, calibration, victim, store)
         scaling, threshold = zip(
@@ -128,6 +128,11 @@ class SameDetector(Detector):
         self.scale = torch.stack([torch.stack([t.mean(), t.std().clamp_min(1e-12)]) for t in scaling])
         self.calibration_terms = Terms(*threshold)
         return self._settle(calibration.images[half : 2 * half], fpr)
+
+    @staticmethod
+    def check_calibration(count: int, fpr: float) -> None:
+        """Raises ValueError where so many calibration images are too few for the rate; half of them give the scale."""
+        check_fpr(fpr, count // 2)
 
     def _learn(self, images: ImageSet, calibration: ImageSet, victim, store: ArtifactStore) -> None:
         """Both models, trained or from the store, once it is clear that everything fits together."""
@@ -301,6 +306,15 @@ class SameDetector(Detector):
         super()._settle(benign, fpr)
         self.power = power(self, benign[:POWER_IMAGES])
         return self
+
+    def explain(self, x: Tensor) -> dict[str, Tensor]:
+        """The scores [N] of images, and what they are made of: reconstruction error and deviation."""
+        terms = self.terms(x)
+        return {
+            "score": self.combine(terms),
+            "reconstruction_error": terms.reconstruction,
+            "deviation": terms.deviation,
+        }
 
     def _remember(self, benign: Tensor) -> None:
         self.calibration_terms = self.terms(benign)

@@ -275,10 +275,8 @@ class SamePlus(SameDetector):
             ValueError: images that do not fit together, or too few for the covariances or the rate.
             ArtifactError: the store cannot be written.
         """
-        if len(calibration) < FEWEST:
-            raise ValueError(f"the views need {FEWEST} calibration images or more, got {len(calibration)}")
+        self.check_calibration(len(calibration), fpr)
         reference, tails, threshold = calibration.split(*_parts(len(calibration)))
-        check_fpr(fpr, len(threshold))
         self._learn(images, calibration, victim, store or ArtifactStore())
         look = self.look(reference.pixels())
         for view in self.views.values():
@@ -287,6 +285,13 @@ class SamePlus(SameDetector):
         for name, view in self.views.items():
             self.tails[name].fit(view(look))
         return self.calibrate(threshold.pixels(), fpr)
+
+    @staticmethod
+    def check_calibration(count: int, fpr: float) -> None:
+        """Raises ValueError where so many calibration images are too few for the views or the rate."""
+        if count < FEWEST:
+            raise ValueError(f"the views need {FEWEST} calibration images or more, got {count}")
+        check_fpr(fpr, _parts(count)[2])
 
     def look(self, x: Tensor, answers: Tensor | None = None) -> Look:
         """One sweep of complementary masks over images [N, C, H, W]; arguments and errors as for `score`."""
@@ -333,6 +338,12 @@ class SamePlus(SameDetector):
         """The view to which each query looks strangest, whether it is flagged or not."""
         names = tuple(self.views)
         return [names[i] for i in self.surprises(x, answers).argmax(1)]
+
+    def explain(self, x: Tensor) -> dict[str, Tensor]:
+        """The scores [N] of images, and the p-value [N] of each view, as "p_trace"."""
+        surprises = self.surprises(x)
+        p_values = {f"p_{name}": (-surprises[:, i]).exp() for i, name in enumerate(self.views)}
+        return {"score": combined(surprises, self.combination)} | p_values
 
     def score_received(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
         return combined(self._surprises(self._look(x, answers)), self.combination)
