@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## this list
 	@echo "usage: make TARGET [VARIABLE=VALUE ...]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
-	@echo "variables of book: DATA=$(DATA) (glyphs shapes mnist cifar10)  TIER=$(TIER) (smoke lecture paper)  SEED=$(SEED)"
+	@echo "variables of book: DATA=$(DATA) (glyphs glyphs-matched shapes mnist cifar10)  TIER=$(TIER) (smoke lecture paper)  SEED=$(SEED)"
 	@echo "  JOBS=N runs N notebooks at a time (default: one for each core; on one GPU choose few)"
 	@echo "PYTHON=$(PYTHON) makes the environment; SAMELIB_DATA=PATH is a folder that already has mnist or cifar10"
 

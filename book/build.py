@@ -146,7 +146,7 @@ def build_book(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tier", choices=TIERS, default="lecture", help="scale of the experiments (default: lecture)")
-    parser.add_argument("--data", default="glyphs", help="data group: glyphs, shapes, mnist, cifar10 (default: glyphs)")
+    parser.add_argument("--data", default="glyphs", help="glyphs (default), glyphs-matched, shapes, mnist or cifar10")
     parser.add_argument("--seed", type=int, default=0, help="seed of every notebook (default: 0)")
     parser.add_argument("--jobs", type=int, help="notebooks that run at a time (default: as many as there are cores)")
     options = parser.parse_args()

@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from samelib.data.image_set import check_queries, received
+from samelib.data.image_set import ImageSet, check_queries, received
 from samelib.detectors.same import SameDetector, Terms
 from samelib.presets import SameSettings
+from samelib.store import ArtifactStore
 
 LABELS, MASKED, KL = "trained on labels", "trained on masked reconstructions", "KL deviation"
 RAW_QUERIES, DIVIDED, BATCH_STATISTICS = "scores raw queries", "divided loss", "batch statistics"
@@ -80,6 +81,9 @@ class AuthorCodeDetector(SameDetector):
         if RAW_QUERIES in self.faults:
             return check_queries(x, self.image_shape)
         return super()._received(x)
+
+    def _terms_of(self, images: ImageSet, store: ArtifactStore) -> Terms:
+        return self.terms(images.pixels())  # the store keeps those of a sound detector
 
     def _terms(self, x: Tensor, answers: Tensor | None) -> Terms:
         return super()._terms(x, self.victim(received(x, self.image_shape)) if answers is None else answers)

@@ -1,4 +1,5 @@
-"""Detection of attacks: Tables 1, 2 and 4, Figures 1, 2 and 5, the weight alpha, attack variants, post-hoc scores."""
+"""Detection of attacks: Tables 1, 2 and 4, Figures 1, 2 and 5, the weight alpha, attack variants, post-hoc scores,
+controls."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -29,8 +30,10 @@ from reproduction.rows import reported
 from reproduction.tables import markdown, select, spread
 from samelib.detectors import edm
 from samelib.detectors.base import Detector, conformal_threshold
+from samelib.detectors.controls import CONTROLS
 from samelib.detectors.posthoc import METHODS
 from samelib.detectors.same import SameDetector
+from samelib.detectors.views import CHOSEN, COMBINATION, COMBINATIONS, SamePlus, combined
 from samelib.metrics import detection_metrics, mean_interval, tpr_at_threshold
 from samelib.plots import COLOURS, HATCHES, LINES, grouped_bars, legend_above
 
@@ -62,22 +65,37 @@ def measure(bench: Bench, cell: Cell) -> Iterator[dict]:
     known = _benign_readings(bench, variant)
     common = {"victim_accuracy": bench.accuracy(victim)}
     common |= _rounded({f"substitute_{name}": substitute[name] for name in ("accuracy", "fidelity")})
-    drawn = variant.fault == "none" and cell.budget == bench.settings.budgets[1] and cell.attack in HEADLINES
+    drawn = (
+        variant.fault == "none"
+        and variant.seen is None
+        and cell.budget == bench.settings.budgets[1]
+        and cell.attack in HEADLINES
+    )
     for seeds, part in parts_of_log(cell.attack, positions, len(group.seeds)).items():
         for (fields, scores), (_, benign), (_, calibration) in zip(scored, *known, strict=True):
             alpha, malicious = fields.get("alpha", 0.5), scores[part.to(scores.device)]
             if cell.attack not in (*HEADLINES, NOISE) and alpha not in (*VARIANTS.values(), 0.99):
                 continue
             row = ({} if seeds == "in" else {"seeds": seeds}) | fields | common
-            histogram = {"histogram": _histogram(benign, malicious)} if drawn and alpha in VARIANTS.values() else {}
+            histogram = (
+                {"histogram": _histogram(benign, malicious)}
+                if drawn and alpha in VARIANTS.values() and "view" not in fields
+                else {}
+            )
             yield row | _one_to_one(benign, malicious, calibration, variant.fault) | histogram
-            if drawn and variant == SAME and alpha == VARIANTS["SAME"]:
+            if drawn and alpha == VARIANTS["SAME"] and (variant == SAME or variant.detector in CONTROLS):
                 for ratio in RATIOS:
                     yield row | {"ratio": ratio} | _at_ratio(benign, malicious, ratio, bench.seed)
 
 
 def readings(detector: Detector, x: Tensor, fault: str = "none") -> list[Reading]:
-    """All scores that a detector offers for images [N, C, H, W]: SAME's at each alpha, EDM's consensus scores."""
+    """All scores that a detector offers for images [N, C, H, W]: SAME's at each alpha, SamePlus's views and their
+    combinations, EDM's consensus scores."""
+    if isinstance(detector, SamePlus):
+        views = dict(zip(detector.views, detector.surprises(x).unbind(1), strict=True))
+        chosen = torch.stack([views[name] for name in CHOSEN], dim=1)
+        views |= {name: combined(chosen, name) for name in COMBINATIONS}
+        return [({"view": name}, scores) for name, scores in views.items()]
     if isinstance(detector, SameDetector):
         terms, own = detector.terms(x), detector.settings.alpha
         alphas = ALPHAS if fault == "none" else VARIANTS.values() if own in VARIANTS.values() else (own,)
@@ -90,8 +108,9 @@ def readings(detector: Detector, x: Tensor, fault: str = "none") -> list[Reading
 def _benign_readings(bench: Bench, variant: DetectorVariant) -> tuple[list[Reading], ...]:
     """Readings of the benign queries, and of the images that set the threshold."""
     if variant not in bench.benign_readings:
-        sets = bench.group.benign_test, bench.group.calibration[len(bench.group.calibration) // 2 :]
-        detector = bench.detector(variant)
+        detector, calibration = bench.detector(variant), bench.group.calibration
+        own = len(detector.calibration_scores) if isinstance(detector, SamePlus) else (len(calibration) + 1) // 2
+        sets = bench.group.benign_test, calibration[len(calibration) - own :]
         bench.benign_readings[variant] = tuple(readings(detector, s.pixels(), variant.fault) for s in sets)
     return bench.benign_readings[variant]
 
@@ -147,14 +166,17 @@ def detected(
     budget: int | None = None,
     alpha: float = 0.5,
     consensus: str = "mean cosine",
+    view: str = COMBINATION,
 ) -> pd.DataFrame:
-    """One row a seed: the detector's score (SAME at `alpha`, EDM by `consensus`) on the queries of that label.
+    """One row a seed: the detector's score (SAME at `alpha`, SamePlus by `view`, EDM by `consensus`) on the queries of that
+    label.
 
     Args:
         budget: None: the large one.
     """
     budget = budget or budgets_of(frame)[1]
-    own = {"same": {"alpha": alpha}, "edm": {"consensus": consensus}}.get(detector.detector, {})
+    scores = {"same": {"alpha": alpha}, "same_plus": {"view": view}, "edm": {"consensus": consensus}}
+    own = scores.get(detector.detector, {})
     fields = {"experiment": "detection", "label": label, "budget": budget, "ratio": None} | detector._asdict()
     return select(frame, **fields | own)
 
@@ -174,12 +196,13 @@ def aurocs(frame: pd.DataFrame, detector: DetectorVariant, **how) -> list[str]:
     return [spread(detected(frame, detector, label, **how)["auroc"]) for label in LABELS]
 
 
-def detection_table(frame: pd.DataFrame) -> str:
-    """The paper's Table 1 or 2: AUROC, AUPR and FPR95 in percent, each beside the paper's."""
+def detection_table(frame: pd.DataFrame, detectors: Mapping[str, DetectorVariant] = DETECTORS) -> str:
+    """The paper's Table 1 or 2: AUROC, AUPR and FPR95 of detectors (by their printed names) in percent, each beside the
+    paper's."""
     lines, metrics, table = [], ("auroc", "aupr", "fpr95"), papers_table(frame)
     for budget in budgets_of(frame):
         for label in LABELS:
-            for name, detector in DETECTORS.items():
+            for name, detector in detectors.items():
                 paper = None if table is None else select(table, method=str(detector), attack=label, budget=budget)
                 figures = beside(detected(frame, detector, label, budget), paper, metrics)
                 lines.append([f"{budget:,}", label, name, *figures])
@@ -206,13 +229,13 @@ def headings(metrics: Iterable[str], paper: pd.DataFrame | None) -> list[str]:
     return [word for metric in metrics for word in (METRICS[metric], *([] if paper is None else ["paper"]))]
 
 
-def ratio_table(frame: pd.DataFrame, labels: Sequence[str] = ("knockoff",)) -> str:
-    """The paper's Table 4: SAME where a share of the queries is malicious."""
+def ratio_table(frame: pd.DataFrame, labels: Sequence[str] = ("knockoff",), detector: DetectorVariant = SAME) -> str:
+    """The paper's Table 4: SAME (beside the paper's), or a control, where a share of the queries is malicious."""
     lines, paper = [], reported("table4", group=frame["group"].iloc[0])
-    paper = None if paper.empty else paper
+    paper = None if paper.empty or detector != SAME else paper
     for label in labels:
         for ratio in RATIOS:
-            rows = select(frame, experiment="detection", label=label, ratio=ratio, **SAME._asdict())
+            rows = select(frame, experiment="detection", label=label, ratio=ratio, **detector._asdict())
             theirs = None if paper is None else select(paper, malicious_ratio=ratio)
             lines.append([label, f"{ratio:.2f}", *beside(rows, theirs, METRICS)])
     return markdown(["attack", "malicious", *headings(METRICS, paper)], lines)
@@ -225,8 +248,17 @@ def detectors_table(frame: pd.DataFrame, variants: Mapping[str, DetectorVariant]
 
 def posthoc_table(frame: pd.DataFrame) -> str:
     """Scores that need no training beside the trained detectors."""
+    return _beside_trained(frame, METHODS)
+
+
+def controls_table(frame: pd.DataFrame) -> str:
+    """What one line tells of a query beside the trained detectors."""
+    return _beside_trained(frame, CONTROLS)
+
+
+def _beside_trained(frame: pd.DataFrame, names: Iterable[str]) -> str:
     trained = {name: DETECTORS[name] for name in ("OE", "EDM", "SAME")}
-    return detectors_table(frame, {method: DetectorVariant(method) for method in METHODS} | trained)
+    return detectors_table(frame, {name: DetectorVariant(name) for name in names} | trained)
 
 
 def summary_table(frame: pd.DataFrame) -> str:

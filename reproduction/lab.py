@@ -8,21 +8,23 @@ import torch
 from torch import Tensor
 
 from reproduction.author_code import AuthorCodeDetector
-from reproduction.plan import SCALES, AttackVariant, DetectorVariant, preset_of
+from reproduction.plan import SCALES, VIT_TINY, AttackVariant, DetectorVariant, preset_of
 from samelib.attacks import Attack, make_attack
 from samelib.data.groups import Group, load_group
 from samelib.data.image_set import ImageSet, OutOfRangeWarning, to_float
 from samelib.detectors.base import Detector
+from samelib.detectors.controls import CONTROLS, Control
 from samelib.detectors.edm import EDM
 from samelib.detectors.outlier_exposure import OutlierExposure
 from samelib.detectors.posthoc import METHODS, PostHoc
 from samelib.detectors.same import SameDetector
+from samelib.detectors.views import CHOSEN, VIEWS, SamePlus
 from samelib.gateway import QueryGateway
 from samelib.metrics import accuracy
 from samelib.models.classifiers import Victim
-from samelib.presets import SameSettings, evaluation, scoring_variants, victim_and_card
+from samelib.presets import SameSettings, evaluation, preset, scoring_variants, victim_and_card
 from samelib.store import ArtifactStore
-from samelib.training import best_device
+from samelib.training import TrainSettings, best_device
 
 KEPT = 20_000  # queries of a log that are kept for scoring, at even distances
 WITH_OWN_VICTIM = {"outlier_exposure": OutlierExposure, "edm": EDM}
@@ -90,17 +92,25 @@ class Bench:
             return detector.fit(images, group.outliers, calibration, store=self.store)
         if name in METHODS:
             return PostHoc(name).fit(images, calibration, self.undefended[0])
+        if name in CONTROLS:
+            return Control(*CONTROLS[name]).fit(images, calibration, self.undefended[0])
         same = self.same_settings(variant)
-        faulty = variant.fault != "none"
-        detector = AuthorCodeDetector(same, variant.fault, self.seed) if faulty else SameDetector(same, self.seed)
+        if name == "same_plus":
+            detector = SamePlus(same, self.seed, VIEWS if variant.scoring == "every view" else CHOSEN)
+        elif variant.fault != "none":
+            detector = AuthorCodeDetector(same, variant.fault, self.seed)
+        else:
+            detector = SameDetector(same, self.seed)
         return detector.fit(images, calibration, self.undefended[0], store=self.store)
 
     def same_settings(self, variant: DetectorVariant) -> SameSettings:
         """Settings of SAME in that variant, without its fault."""
         mask_0, passes = scoring_variants(self.settings.same).values()
         same = mask_0 if variant.scoring == "mask 0" else passes
-        width = variant.width or same.mae.width
-        return replace(same, mae=replace(same.mae, width=width), share_backbone=variant.shared_trunk)
+        source = preset("paper", self.group.image_shape).same if variant.autoencoder == VIT_TINY else same
+        mae = replace(source.mae, width=variant.width or source.mae.width)
+        train = trained_on(source.mae_train, variant.seen) if variant.seen else source.mae_train
+        return replace(same, mae=mae, mae_train=train, share_backbone=variant.shared_trunk)
 
     def benign_scores(self, variant: DetectorVariant) -> Tensor:
         """The detector's scores of honest users' queries, the first of the `halves`."""
@@ -110,8 +120,10 @@ class Bench:
 
     def attack(self, variant: AttackVariant, **given) -> Attack:
         """The attack, with what the group gives its attacker; or what is `given` in its place."""
-        options = variant.options | given
-        return make_attack(variant.attack, self.group, self.settings, self.seed, self.store, **options)
+        name, options = variant.attack, variant.options | given
+        if name == "outliers":
+            name, options = "knockoff", options | {"proxy": self.group.outliers}
+        return make_attack(name, self.group, self.settings, self.seed, self.store, **options)
 
     def log(self, victim: Victim, variant: AttackVariant, budget: int) -> tuple[Tensor, dict]:
         """What the attack asked of this victim, [N, C, H, W], and what its substitute is worth.
@@ -141,6 +153,14 @@ class Bench:
             )
         queries = torch.cat(gateway.sent) if variant.clip is False else gateway.log.queries
         return {"queries": evenly(queries, KEPT)}, {"curve": result.curve}
+
+
+def trained_on(settings: TrainSettings, seen: int) -> TrainSettings:
+    """The same training on so many images in all; with larger batches where there would be more than 20,000 steps."""
+    batch = settings.batch
+    while seen / batch > 20_000:
+        batch *= 2
+    return replace(settings, epochs=None, seen=seen, batch=batch)
 
 
 class RecordingGateway(QueryGateway):

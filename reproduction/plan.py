@@ -9,6 +9,7 @@ import pandas as pd
 
 from reproduction.author_code import ALL_FAULTS, FAULTS
 from samelib.data.groups import COLOUR, SOURCES
+from samelib.detectors.controls import CONTROLS
 from samelib.detectors.posthoc import METHODS
 from samelib.presets import TIERS, Preset, preset
 from samelib.responses import ProofOfWork, Reject, Response
@@ -19,9 +20,12 @@ class DetectorVariant(NamedTuple):
     """What watches the queries, or "none".
 
     Attributes:
-        detector: "same", "outlier_exposure", "edm", "prada", one of `METHODS`, or "none".
-        scoring: of SAME: "passes" (several masked passes, averaged) or "mask 0" (as the authors' code scores).
+        detector: "same", "same_plus", "outlier_exposure", "edm", "prada", one of `METHODS` or `CONTROLS`, or "none".
+        scoring: of SAME: "passes" (several masked passes, averaged) or "mask 0" (as the authors' code scores); of SamePlus
+            "passes", or "every view" (fitted and read, beside those that it combines).
         width: of SAME: the autoencoder's embedding size; None: the tier's own.
+        autoencoder: of SAME: `VIT_TINY`, the paper tier's autoencoder with its training; None: the tier's own.
+        seen: of SAME: images that the training of the autoencoder sees in all; None: the tier's own.
         shared_trunk: of SAME: its auxiliary model sits on the victim's frozen trunk.
         fault: of SAME: one of the released code's `FAULTS`, `ALL_FAULTS`, or "none".
         architecture: of the victim; None: the tier's own.
@@ -30,6 +34,8 @@ class DetectorVariant(NamedTuple):
     detector: str = "same"
     scoring: str = "passes"
     width: int | None = None
+    autoencoder: str | None = None
+    seen: int | None = None
     shared_trunk: bool = False
     fault: str = "none"
     architecture: str | None = None
@@ -38,6 +44,8 @@ class DetectorVariant(NamedTuple):
         words = [f"victim, {self.architecture}" if self.architecture else self.detector]
         words += [self.scoring] if self.scoring != "passes" else []
         words += [f"width {self.width}"] if self.width else []
+        words += [self.autoencoder] if self.autoencoder else []
+        words += [f"{self.seen:,} images seen"] if self.seen else []
         words += ["shared trunk"] if self.shared_trunk else []
         words += [self.fault] if self.fault != "none" else []
         return ", ".join(words)
@@ -45,13 +53,19 @@ class DetectorVariant(NamedTuple):
 
 SAME, SAME_MASK_0 = DetectorVariant(), DetectorVariant(scoring="mask 0")
 SAME_SHARED = DetectorVariant(shared_trunk=True)
+SAME_PLUS = DetectorVariant("same_plus")
+EVERY_VIEW = DetectorVariant("same_plus", "every view")
 OUTLIER_EXPOSURE, EDM, PRADA = (DetectorVariant(name) for name in ("outlier_exposure", "edm", "prada"))
 BASELINES = (OUTLIER_EXPOSURE, EDM)
 STEMS = tuple(DetectorVariant("none", architecture=a) for a in ("resnet18", "resnet18-imagenet"))  # of "ResNet-18"
 
 
+VIT_TINY = "ViT-Tiny"
+
+
 class AttackVariant(NamedTuple):
-    """Who asks: an attack of samelib by its name, or "benign" (honest users).
+    """Who asks: an attack of samelib by its name, "outliers" (Knockoff with the outlier set for a proxy set), or "benign"
+    (honest users).
 
     Attributes:
         attack: or "in-distribution" (Knockoff with benign images) or "white-box" (with images moved down the gradient of
@@ -98,8 +112,8 @@ def _jbda(step: float = 0.1, direction: str = "+", clip: bool = True) -> AttackV
     return AttackVariant("jbda", step, direction, clip)
 
 
-BENIGN, NOISE, KNOCKOFF, ADAPTIVE, DFME = map(
-    AttackVariant, ("benign", "noise", "knockoff", "adaptive-knockoff", "dfme")
+BENIGN, NOISE, KNOCKOFF, OUTLIERS, ADAPTIVE, DFME = map(
+    AttackVariant, ("benign", "noise", "knockoff", "outliers", "adaptive-knockoff", "dfme")
 )
 JBDA, UNCLIPPED_JBDA = _jbda(), _jbda(clip=False)
 NEAREST_JBDA = _jbda(0.2, "-")  # the choice that comes nearest to the paper's figures, seeds left out
@@ -219,8 +233,9 @@ class Scale(NamedTuple):
     Attributes:
         widths: embedding sizes of the autoencoder that Figure 7 compares.
         curve_train, curve_images: the autoencoder's training for Figure 6; None: as the detector's own, on all images.
-        small_budgets: are the variants of the attacks measured at the small budget too?
+        small_budgets: are controls, and the variants of the attacks, measured at the small budget too?
         http_queries: of each user, sent to a live service.
+        seen: the points of the scaling curve: the autoencoder, and how many images it has seen.
         adaptive_queries: of each attacker who knows.
         guards: the detectors and responses that they meet.
         knowing: who they are.
@@ -231,6 +246,7 @@ class Scale(NamedTuple):
     curve_images: int | None = None
     small_budgets: bool = True
     http_queries: int = 100
+    seen: tuple[tuple[str | None, int], ...] = ()
     adaptive_queries: int = 2_000
     guards: tuple[tuple[DetectorVariant, str], ...] = GUARDS
     knowing: tuple[AttackVariant, ...] = KNOWING
@@ -238,10 +254,18 @@ class Scale(NamedTuple):
 
 SCALES = {
     "smoke": Scale(
-        (24, 48), small_budgets=False, http_queries=10, adaptive_queries=220, guards=((SAME, "reject 5 %"),),
-        knowing=(KNOCKOFF, PREPROCESSED, REFUSALS, IN_DISTRIBUTION, INK_JBDA),
+        (24, 48), small_budgets=False, http_queries=10, seen=((None, 1_000),), adaptive_queries=220,
+        guards=((SAME, "reject 5 %"),), knowing=(KNOCKOFF, PREPROCESSED, REFUSALS, IN_DISTRIBUTION, INK_JBDA),
     ),
-    "lecture": Scale((24, 48, 96), TrainSettings(12, 128, 3e-3, warmup=2 / 12), 12_000),
+    "lecture": Scale(
+        (24, 48, 96),
+        TrainSettings(12, 128, 3e-3, warmup=2 / 12),
+        12_000,
+        seen=(
+            *((None, seen) for seen in (60_000, 240_000, 960_000, 3_840_000, 30_000_000)),
+            *((VIT_TINY, seen) for seen in (960_000, 3_840_000)),
+        ),
+    ),
     "paper": Scale((48, 96, 192), adaptive_queries=3_000),
 }  # fmt: skip
 
@@ -296,6 +320,10 @@ def _attacks(p: Preset, s: Scale) -> Plan:
     yield from _detection((SAME, SAME_MASK_0), (DFME,), (p.dfme_budget,))
 
 
+def _controls(p: Preset, s: Scale) -> Plan:
+    return _detection(map(DetectorVariant, CONTROLS), HEADLINES, p.budgets if s.small_budgets else p.budgets[1:])
+
+
 def _widths(p: Preset, s: Scale) -> Plan:
     return _large(p, [width_variant(width, p.same.mae.width) for width in s.widths])
 
@@ -308,6 +336,16 @@ def _sharing(p: Preset, s: Scale) -> Plan:
 def _audit(p: Preset, s: Scale) -> Plan:
     faulty = [SAME_MASK_0._replace(fault=fault) for fault in ("none", ALL_FAULTS, *FAULTS)]
     return _large(p, faulty, (KNOCKOFF, JBDA, UNCLIPPED_JBDA, NEAREST_JBDA, DFME))
+
+
+def _scaling(p: Preset, s: Scale) -> Plan:
+    variants = [SAME, SAME_MASK_0, SAME_PLUS]
+    points = [v._replace(autoencoder=name, seen=seen) for name, seen in s.seen for v in variants]
+    return _large(p, points, (KNOCKOFF, JBDA, NEAREST_JBDA))
+
+
+def _views(p: Preset, s: Scale) -> Plan:
+    return _large(p, (SAME, EVERY_VIEW), (*HEADLINES, OUTLIERS))
 
 
 def _responses(names: Iterable[str], transport: str) -> Callable[[Preset, Scale], Plan]:
@@ -370,8 +408,12 @@ TARGETS: dict[str, Target] = {
     "alpha": Target("SAME at every weight alpha", lambda p, s: _large(p, (SAME, SAME_MASK_0))),
     "sharing": Target("the auxiliary model on the victim's trunk, or on its own", _sharing),
     "audit": Target("each fault of the released code alone", _audit),
+    "views": Target("SamePlus, each of its views, and their combinations", _views, "views"),
+    "scaling": Target("SAME and SamePlus against the images that the autoencoder has seen", _scaling, "scaling"),
     "posthoc": Target("scores that need no training, from pytorch-ood",
                       lambda p, s: _large(p, map(DetectorVariant, METHODS))),
+    "controls": Target("what one line tells of a query, without a network; the queries of Tables 1, 2 and 4",
+                       _controls, "controls"),
     "accounts": Target("PRADA against one account, ten and a hundred",
                        lambda p, s: _detection((PRADA,), HEADLINES, p.budgets[1:], "accounts")),
     "attacks": Target("every variant of every attack against SAME", _attacks),

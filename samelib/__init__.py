@@ -20,18 +20,20 @@ from samelib.attacks import (
 from samelib.data.groups import Group, load_group
 from samelib.data.image_set import ImageSet
 from samelib.detectors.base import Detector, DetectorEstimator
+from samelib.detectors.controls import Control
 from samelib.detectors.edm import EDM
 from samelib.detectors.outlier_exposure import OutlierExposure
 from samelib.detectors.posthoc import PostHoc
 from samelib.detectors.prada import Prada
 from samelib.detectors.same import SameDetector
+from samelib.detectors.views import SamePlus
 from samelib.environment import check_environment
 from samelib.gateway import BudgetExceeded, Defence, QueryGateway, Verdict
 from samelib.metrics import accuracy, auroc, detection_metrics, fidelity
 from samelib.models.classifiers import Victim
 from samelib.models.mae import MaskedAutoencoder
 from samelib.presets import evaluation, preset, train_victim
-from samelib.responses import ProofOfWork, Reject
+from samelib.responses import BanAccount, ProofOfWork, Reject
 from samelib.store import ArtifactStore
 from samelib.training import TrainSettings
 
@@ -39,7 +41,9 @@ __all__ = [
     "AdaptiveKnockoff",
     "ArtifactStore",
     "AttackResult",
+    "BanAccount",
     "BudgetExceeded",
+    "Control",
     "DFME",
     "Defence",
     "Detector",
@@ -61,6 +65,7 @@ __all__ = [
     "Reject",
     "RoundRobin",
     "SameDetector",
+    "SamePlus",
     "SelfTraining",
     "TrainSettings",
     "UniformNoise",

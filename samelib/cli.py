@@ -1,4 +1,4 @@
-"""The command line: samelib data | fit | score | attack | serve | cache."""
+"""The command line: samelib data | fit | score | attack | serve | accounts | cache."""
 
 import csv
 import os
@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
@@ -16,25 +17,29 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from samelib import __version__
+from samelib.accounts import STREAMS, AccountBook
 from samelib.attacks import ATTACKS, AttackResult, make_attack
 from samelib.attacks.jbda import DIRECTIONS, PLACES
 from samelib.attacks.knockoff import ORACLES, REWARDS
 from samelib.data.groups import SIZES, load_group
 from samelib.data.image_set import OutOfRangeWarning
 from samelib.data.real import DataError, cifar100_superclasses, from_npz, list_images, read_image
+from samelib.detectors import SAVED, load_detector
 from samelib.detectors.base import check_fpr
+from samelib.detectors.power import WeakDetectorWarning, power_table
 from samelib.detectors.same import SameDetector
+from samelib.detectors.views import SamePlus
 from samelib.gateway import Gateway, QueryGateway
 from samelib.metrics import accuracy, binomial_interval
 from samelib.models.classifiers import Victim
 from samelib.plots import image_rows
 from samelib.presets import evaluation, preset, train_victim
-from samelib.responses import ProofOfWork, Reject
+from samelib.responses import BanAccount, ProofOfWork, Reject
 from samelib.store import ArtifactStore, load_folder
 from samelib.training import best_device
 
 CHUNK = 1024  # images read and scored together
-COLUMNS = ("image", "score", "reconstruction_error", "deviation", "p_value", "flagged", "error")
+METHODS = {"same": SameDetector, "same-plus": SamePlus}
 ATTACK_OPTIONS = {  # the others are refused: who gives one expects it to matter
     "noise": {"labels"},
     "knockoff": {"labels", "proxy"},
@@ -51,6 +56,7 @@ ATTACK_OPTIONS = {  # the others are refused: who gives one expects it to matter
 RESPONSE_OPTIONS = {
     "reject": {"fpr"},
     "proof-of-work": {"base_bits", "most_bits", "stamps"},
+    "ban": {"delta", "accounts"},
     "watch": set(),
     "off": set(),
 }
@@ -91,7 +97,7 @@ def superclasses(text: str) -> list[int]:
     return cifar100_superclasses() if text == "cifar100" else [int(number) for number in text.split(",")]
 
 
-OWN_GROUP = "glyphs or shapes (embedded), mnist, cifar10, or path:FOLDER / path:FILE.npz of your own."
+OWN_GROUP = "glyphs, glyphs-matched or shapes (embedded), mnist, cifar10, or path:FOLDER / path:FILE.npz of your own."
 HOW_MUCH = "How much data and training: seconds, minutes on two cores, or a GPU's work."
 data_option = click.option("--data", default="glyphs", help=OWN_GROUP)
 tier_option = click.option("--tier", type=click.Choice(list(SIZES)), default="lecture", help=HOW_MUCH)
@@ -122,25 +128,30 @@ def data(data: str, tier: str, proxy: str | None, outliers: str | None, sheet: s
 @data_option
 @tier_option
 @seed_option
+@click.option("--method", type=click.Choice(list(METHODS)), default="same-plus",
+              help="The paper's score, or several views of each query from the same models.")  # fmt: skip
 @click.option("--fpr", default=0.05, help="Share of benign queries to flag.")
-def fit(detector: Path, data: str, tier: str, seed: int, fpr: float) -> None:
+def fit(detector: Path, data: str, tier: str, seed: int, method: str, fpr: float) -> None:
     """Train a victim and its detector.
 
     Trains a victim, the masked autoencoder and the auxiliary model (or takes them from the cache), calibrates the
-    threshold on held-out benign images, and writes all of it as the folder DETECTOR.
+    threshold on held-out benign images, and writes all of it as the folder DETECTOR. Says how many it flags of images that
+    no honest user would send, black, noisy or faint ones among them.
     """
+    warnings.simplefilter("ignore", WeakDetectorWarning)  # the table says it
     group = load_group(data, tier, device=best_device())
     settings = preset(tier, group.image_shape)
-    check_fpr(fpr, len(group.calibration) // 2)  # before the victim is trained; the other half gives the scale
+    METHODS[method].check_calibration(len(group.calibration), fpr)  # before the victim is trained
     victim, benign = train_victim(group, settings, seed), group.benign_test
     correct = accuracy(victim(benign.pixels()), benign.labels)
     print(f"victim: {settings.architecture}, accuracy {correct:.1%} on {len(benign):,} held-out images")
-    same = SameDetector(settings.same, seed).fit(group.victim_train, group.calibration, victim, fpr=fpr)
+    same = METHODS[method](settings.same, seed).fit(group.victim_train, group.calibration, victim, fpr=fpr)
     same.save(detector)
     flagged = int(same.flag(benign.pixels()).sum())
     low, high = (100 * bound for bound in binomial_interval(flagged, len(benign)))
     print(f"benign images flagged: {100 * flagged / len(benign):.2g} %, 95 % interval {low:.2g} to {high:.2g} ", end="")
-    print(f"(calibrated to {100 * fpr:g} %)\ndetector: {detector}\nnext: samelib score {detector} IMAGES")
+    print(f"(calibrated to {100 * fpr:g} %)\naltered benign images flagged:\n{power_table(same.power)}")
+    print(f"detector: {detector}\nnext: samelib score {detector} IMAGES")
 
 
 @samelib.command()
@@ -150,12 +161,13 @@ def fit(detector: Path, data: str, tier: str, seed: int, fpr: float) -> None:
 def score(detector: Path, images: Path, output) -> None:
     """Score images with a saved detector.
 
-    IMAGES is an image, a folder of them (resized to fit) or an .npz file, DETECTOR a folder written by samelib fit. Writes one CSV row an image: score (higher = more suspicious), its two terms, the conformal p-value (small = few
-    benign images look as strange) and whether it is flagged. Of a file that cannot be read the row says why, and the
+    IMAGES is an image, a folder of them (resized to fit) or an .npz file, DETECTOR a folder written by samelib fit. Writes one CSV row an image: score (higher = more suspicious), what it is made of, the conformal p-value
+    (small = few benign images look as strange) and whether it is flagged. Of a file that cannot be read the row says why, and the
     exit status is 1.
     """
-    same = SameDetector.load(detector, device=best_device())
-    table = csv.DictWriter(output, COLUMNS, lineterminator="\n")
+    same = load_detector(detector, device=best_device())
+    parts = same.explain(torch.zeros(1, *same.image_shape))
+    table = csv.DictWriter(output, ["image", *parts, "p_value", "flagged", "error"], lineterminator="\n")
     table.writeheader()
     count = flagged = unreadable = 0
     stream = tqdm(read_images(images, same.image_shape), unit="image", disable=not sys.stderr.isatty())
@@ -186,11 +198,10 @@ def score_rows(detector: SameDetector, images: list[Tensor]) -> list[dict]:
     """What the table says of images uint8 [C, H, W]."""
     if not images:
         return []
-    terms = detector.terms(torch.stack(images))
-    scores = detector.combine(terms)
-    numbers = torch.stack([scores, *terms, detector.p_values_of(scores)], dim=1)
-    rows = [dict(zip(COLUMNS[1:], (f"{number:.6g}" for number in row), strict=False)) for row in numbers.tolist()]
-    return [row | {"flagged": int(flag)} for row, flag in zip(rows, scores > detector.threshold, strict=True)]
+    parts = detector.explain(torch.stack(images))
+    parts["p_value"], flags = detector.p_values_of(parts["score"]), parts["score"] > detector.threshold
+    rows = zip(*(values.tolist() for values in parts.values()), flags.tolist(), strict=True)
+    return [{k: f"{v:.6g}" for k, v in zip(parts, row, strict=False)} | {"flagged": int(row[-1])} for row in rows]
 
 
 @samelib.command(epilog="\n\n".join(f"{name}: {kind.__doc__.splitlines()[0]}" for name, kind in ATTACKS.items()))
@@ -205,6 +216,9 @@ def score_rows(detector: SameDetector, images: list[Tensor]) -> list[dict]:
     help="Of a detector (it then watches), or of a substitute; without it the group's own.",
 )
 @click.option("--url", help="A live service to attack; --victim then only measures the copy.")
+@click.option(
+    "--api-key", envvar="SAMELIB_API_KEY", help="--url: names the account, where the service bans by account."
+)
 @click.option("--budget", type=int, help="Queries to spend; by default the tier's larger budget.")
 @seed_option
 @click.option("--labels", type=click.Choice(["soft", "hard"]), help="All but dfme: learn probabilities, or the class.")
@@ -230,7 +244,7 @@ def score_rows(detector: SameDetector, images: list[Tensor]) -> list[dict]:
 @click.option("--directions", type=int, help="dfme: random directions of a gradient estimate.")
 @click.option("--student-steps", type=int, help="dfme: steps of the substitute for each of the generator.")
 def attack(
-    attack, folder: Path, data, tier, victim: Path | None, url, budget: int | None, seed: int, **options
+    attack, folder: Path, data, tier, victim: Path | None, url, api_key, budget: int | None, seed: int, **options
 ) -> None:
     """Steal a model; save the query log and the copy.
 
@@ -247,7 +261,7 @@ def attack(
     owned, detector = load_victim(victim) if victim else (None, None)
     if not url:
         owned = owned or train_victim(group, settings, seed)
-    gateway = remote_gateway(url, budget) if url else QueryGateway(owned, budget, detector)
+    gateway = remote_gateway(url, budget, api_key) if url else QueryGateway(owned, budget, detector)
     for source in filter(None, (gateway, owned)):
         if (source.image_shape, source.classes) != (group.image_shape, group.classes):
             raise ValueError(
@@ -283,10 +297,10 @@ def print_result(result: AttackResult, gateway: Gateway, detector: SameDetector 
         print("next: samelib score DETECTOR FOLDER/queries.npz")
 
 
-def remote_gateway(url: str, budget: int) -> Gateway:
+def remote_gateway(url: str, budget: int, api_key: str | None) -> Gateway:
     with extra("attack --url"):
         from samelib.service.client import RemoteGateway
-    return RemoteGateway(url, budget)
+    return RemoteGateway(url, budget, api_key=api_key)
 
 
 def used_options(choice: str, allowed: dict[str, set[str]], options: dict) -> dict:
@@ -299,9 +313,9 @@ def used_options(choice: str, allowed: dict[str, set[str]], options: dict) -> di
 
 def load_victim(folder: Path) -> tuple[Victim, SameDetector | None]:
     """The saved victim, with its detector where that was saved along."""
-    if load_folder(folder)[1].get("kind") != "same-detector":
+    if load_folder(folder)[1].get("kind") not in SAVED:
         return Victim.load(folder, best_device()), None
-    detector = SameDetector.load(folder, device=best_device())
+    detector = load_detector(folder, device=best_device())
     return detector.victim, detector
 
 
@@ -309,28 +323,33 @@ def load_victim(folder: Path) -> tuple[Victim, SameDetector | None]:
 @detector_argument
 @click.option("--victim", type=Path, metavar="FOLDER", help="A classifier to serve instead of the one saved along.")
 @click.option("--response", type=click.Choice(list(RESPONSE_OPTIONS)), default="reject",
-              help="To strange queries: refuse them, ask for proof of work, only count them, or do not even look.")  # fmt: skip
+              help="To strange queries: refuse them, ask for proof of work, ban accounts that send many, only count "
+              "them, or do not even look.")  # fmt: skip
 @click.option("--fpr", type=float, help="reject: share of benign queries to refuse; by default the detector's own.")
 @click.option("--base-bits", type=int, help="proof-of-work: 2^bits hashes for an ordinary query; by default 10.")
 @click.option("--most-bits", type=int, help="proof-of-work: how many come on top for a strange one; by default 10.")
 @click.option("--stamps", metavar="FILE.sqlite", help="proof-of-work: remembers spent stamps across restarts.")
+@click.option("--delta", type=float, help="ban: false bans, as a share of honest accounts; by default 0.001.")
+@click.option("--accounts", metavar="FILE.sqlite", help="ban: remembers evidence and bans across restarts.")
 @click.option("--host", default="127.0.0.1", help="The default is for this machine alone.")
 @click.option("--port", default=8000, help="0 takes a free one.")
 def serve(detector: Path, victim: Path | None, response: str, host: str, port: int, **options) -> None:
     """Serve a victim over HTTP, its detector in front.
 
     DETECTOR is a folder written by samelib fit. Serves predictions, /docs, /v2/health/ready and /metrics until it is stopped; what it accepted by then is answered. Needs
-    pip install 'samelib[serve]'. With proof of work, SAMELIB_SECRET signs the challenges: 16 characters or more, to be
-    kept across restarts together with --stamps.
+    pip install 'samelib[serve]'. SAMELIB_SECRET signs the challenges of a proof of work, and hashes the API keys before
+    bans are kept: 16 characters or more, to be kept across restarts together with --stamps or --accounts.
     """
     options = used_options(response, RESPONSE_OPTIONS, options)
     with extra("serve"):
         from samelib.service import app, server
     office = stamp_office(options.pop("stamps", None)) if response == "proof-of-work" else None
     decision = ProofOfWork(**options) if response == "proof-of-work" else None
+    if response == "ban":
+        decision = BanAccount(**options | {"accounts": account_book(options.get("accounts"))})
     with server.bound_socket(host, port) as bound:
         device = best_device()
-        same = SameDetector.load(detector, Victim.load(victim, device) if victim else None, device)
+        same = load_detector(detector, Victim.load(victim, device) if victim else None, device)
         if response == "reject":
             decision = Reject(options.get("fpr", same.fpr))
             check_fpr(decision.fpr, len(same.calibration_scores))  # below every p-value it would refuse nobody
@@ -348,17 +367,49 @@ def extra(command: str) -> Iterator[None]:
         raise ValueError(f"samelib {command} needs {error.name}: pip install 'samelib[serve]'") from error
 
 
+def lasting_secret(option: str, file: str | None) -> bytes | None:
+    """The environment's secret; ValueError where it or the file that goes with it is missing."""
+    secret = os.environ.get("SAMELIB_SECRET")
+    if (secret is None) != (file is None):
+        raise ValueError(
+            f"SAMELIB_SECRET and {option} FILE go together: with a lasting secret and no file, a restart would forget "
+            "what was spent or banned; a file without the secret remembers what nobody can sign or find any more"
+        )
+    return None if secret is None else secret.encode()
+
+
 def stamp_office(stamps: str | None):
     """The office that the environment's secret and the file of spent stamps make; without both, one for this run."""
     from samelib.service.stamps import SpentStamps, StampOffice
 
-    secret = os.environ.get("SAMELIB_SECRET")
-    if (secret is None) != (stamps is None):
-        raise ValueError(
-            "SAMELIB_SECRET and --stamps FILE go together: with a lasting secret and no file, a stamp could be spent "
-            "again after a restart; a file without the secret remembers what nobody signs any more"
-        )
-    return StampOffice(secrets.token_bytes(32) if secret is None else secret.encode(), spent=SpentStamps(stamps))
+    return StampOffice(lasting_secret("--stamps", stamps) or secrets.token_bytes(32), spent=SpentStamps(stamps))
+
+
+def account_book(accounts: str | None) -> AccountBook:
+    """The accounts in the file, hashed with the environment's secret; without both, in memory for this run."""
+    return AccountBook(accounts, lasting_secret("--accounts", accounts))
+
+
+@samelib.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option("--lift", metavar="HASHPREFIX", help="Lift the ban of the account whose hash begins so.")
+def accounts(file: str, lift: str | None) -> None:
+    """List accounts and lift bans.
+
+    FILE is that of samelib serve --response ban --accounts FILE, which may be running. One line an account, banned ones
+    first: the beginning of its hash, its queries, the natural logarithm of its wealth in each stream of evidence (0
+    where there is none; a ban comes when the mean of the wealths reaches 1 / delta), and since when it is banned. An
+    account whose ban is lifted starts anew.
+    """
+    book = AccountBook(file)
+    if lift is not None:
+        print(f"account {book.lift(lift).label}: its ban is lifted, and its wealth is 1 again")
+        return
+    print(f"{'account':12} {'queries':>9} " + " ".join(f"{stream:>12}" for stream in STREAMS) + "  banned since")
+    for account in book.entries():
+        wealths = " ".join(f"{account.wealth[stream].log_wealth:12.2f}" for stream in STREAMS)
+        since = "" if account.banned is None else f"  {datetime.fromtimestamp(account.banned):%Y-%m-%d %H:%M:%S}"
+        print(f"{account.label:12} {account.queries:9,} {wealths}{since}")
 
 
 @samelib.command()

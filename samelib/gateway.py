@@ -2,6 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +47,8 @@ class Defence:
         response: decides by the detector's p-values; None: everything is answered.
 
     Raises:
-        ValueError: a response without a detector, or a detector that was fitted to other images or classes.
+        ValueError: a response without a detector, a detector that was fitted to other images or classes, or what the
+            response refuses (`Response.prepare`).
         NotFittedError: a detector that was not fitted.
     """
 
@@ -58,22 +60,29 @@ class Defence:
                 raise NotFittedError(f"this {type(detector).__name__} knows no images yet; call fit first")
             watched = getattr(detector, "victim", None) or victim
             victim.require(detector.image_shape, watched.classes)
-        self.victim, self.detector, self.response = victim, detector, response
+        self.victim, self.detector = victim, detector
+        self.response = None if response is None else response.prepare(detector)
 
-    def judge(self, images: Tensor, paid: Tensor | None = None) -> Verdict:
+    def judge(self, images: Tensor, paid: Tensor | None = None, accounts: Sequence[str] | None = None) -> Verdict:
         """What becomes of images [N, C, H, W], uint8 or float in [-1, 1].
 
         Args:
             paid: bool [N]: queries whose work is done already are answered, and not scored again.
+            accounts: who sent each image; `BanAccount` needs it.
 
         Raises:
-            TypeError, ValueError: the images are not what the victim takes (see `check_queries`).
+            TypeError, ValueError: the images are not what the victim takes (see `check_queries`), or there is not one
+                account for each where the response goes by accounts.
+            AccountsFull: see `AccountBook`.
         """
         x = received(images, self.victim.image_shape)
+        queries = to_uint8(x)
+        if self.response is not None and self.response.by_account and len(accounts or ()) != len(x):
+            raise ValueError(f"{len(x)} images came with {len(accounts or ())} accounts; say who sent each image")
         answers = self.victim(x)
         refused, bits = torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.int64)
         if self.detector is None:
-            return Verdict(to_uint8(x), answers, None, None, refused, bits)
+            return Verdict(queries, answers, None, None, refused, bits)
         unpaid = torch.ones(len(x), dtype=torch.bool) if paid is None else ~paid
         scores, p_values = torch.full((2, len(x)), torch.nan)
         if unpaid.any():
@@ -81,9 +90,11 @@ class Defence:
             scores[unpaid] = new_scores.cpu().float()
             p_values[unpaid] = self.detector.p_values_of(new_scores).cpu().float()
             if self.response is not None:
-                refused[unpaid], bits[unpaid] = self.response.decide(p_values[unpaid])
+                new = unpaid.nonzero()[:, 0].tolist()
+                names = None if accounts is None else [accounts[i] for i in new]
+                refused[unpaid], bits[unpaid] = self.response.decide(p_values[unpaid], queries[new], names)
         answers = answers.masked_fill(refused[:, None].to(answers.device), torch.nan)
-        return Verdict(to_uint8(x), answers, scores, p_values, refused, bits)
+        return Verdict(queries, answers, scores, p_values, refused, bits)
 
 
 class BudgetExceeded(RuntimeError):
@@ -182,8 +193,8 @@ class Gateway(ABC):
     def quote(self, x: Tensor) -> Tensor:
         """Bits of work, int64 [N], that answers to images [N, C, H, W] would cost; 0 where they cost none.
 
-        A service says them before anything is paid, to whoever asks: a quote is no query, and is neither counted nor
-        logged (errors: see `check_queries`).
+        A service says them before anything is paid, to whoever asks: a quote is no query of the budget, and not logged;
+        but a response to accounts has seen the images (errors: see `check_queries`).
         """
 
     @abstractmethod
@@ -197,6 +208,7 @@ class QueryGateway(Gateway):
     Args:
         victim, detector, response: see `Defence`.
         budget: how many queries may be asked, answered or refused; None for no limit.
+        account: whose queries these are, where the response goes by accounts.
 
     Raises:
         ValueError: a budget below 1, or what `Defence` refuses.
@@ -208,15 +220,16 @@ class QueryGateway(Gateway):
         budget: int | None = None,
         detector: Detector | None = None,
         response: Response | None = None,
+        account: str = "account",
     ):
         super().__init__(victim.image_shape, victim.classes, budget)
-        self._defence = Defence(victim, detector, response)
+        self._defence, self.account = Defence(victim, detector, response), account
 
     def quote(self, x: Tensor) -> Tensor:
-        return self._defence.judge(x).bits
+        return self._defence.judge(x, accounts=[self.account] * len(x)).bits
 
     def _ask(self, x: Tensor) -> dict[str, Tensor]:
-        verdict = self._defence.judge(x)
+        verdict = self._defence.judge(x, accounts=[self.account] * len(x))
         records = {"queries": verdict.queries, "answers": verdict.answers}
         if self._defence.detector is not None:
             records["scores"] = verdict.scores

@@ -1,8 +1,8 @@
 """Makes the models that come with samelib, so that a lecture begins in seconds: python -m samelib.publish
 
 Victim, masked autoencoder and auxiliary model of each group at the lecture tier, as bfloat16 safetensors with the card of
-their training, in the read-only layer under every `ArtifactStore`. A model that is there already is not made again; a
-training that was stopped goes on.
+their training, and the terms of its calibration images, in the read-only layer under every `ArtifactStore`. What is there
+already is not made again; a training that was stopped goes on.
 """
 
 import shutil
@@ -22,7 +22,7 @@ GROUPS = ("glyphs", "mnist")
 
 
 def publish(group_name: str, tier: str = "lecture", folder: Path = PUBLISHED) -> None:
-    """Trains the three models of a group that are not in `folder` yet, each beside the published ones before it.
+    """Makes what is not in `folder` yet of a group, each model beside the published ones before it.
 
     Raises:
         DataError: the group's data is missing.
@@ -32,21 +32,25 @@ def publish(group_name: str, tier: str = "lecture", folder: Path = PUBLISHED) ->
     store = ArtifactStore(cache_root() / "unpublished", folder)
     detector = SameDetector(preset(tier, group.image_shape).same)
     train_victim(group, store=store)
-    _move_entries(store)
+    _publish(store, "victim")
     detector.fit_autoencoder(group.victim_train, store)
-    _move_entries(store)
-    detector.fit(group.victim_train, group.calibration, train_victim(group, store=store), store=store)
-    _move_entries(store)
+    _publish(store, "mae")
+    for kind in ("auxiliary", "terms"):  # the terms are those of the rounded auxiliary model
+        detector.fit(group.victim_train, group.calibration, train_victim(group, store=store), store=store)
+        _publish(store, kind)
 
 
-def _move_entries(store: ArtifactStore) -> None:
-    """From now on the rounded weights are the model: what is trained beside it next sees these."""
-    for path, _ in store.entries():
-        if path.is_dir():
+def _publish(store: ArtifactStore, kind: str) -> None:
+    """From now on the rounded weights are the model: what is trained beside it next sees these. What else was made is of
+    the model before that, and goes; checkpoints are files, and stay."""
+    for path in (path for path, _ in store.entries() if path.is_dir()):
+        if path.name.startswith(f"{kind}-"):
             tensors, card = load_folder(path)
-            save_folder(store.published / path.name, {name: _rounded(t) for name, t in tensors.items()}, card)
-            shutil.rmtree(path)
-            print(f"published {path.name}: {card['seconds']:.0f} s of training")
+            if kind != "terms":  # a threshold among rounded scores would meet many ties
+                tensors = {name: _rounded(tensor) for name, tensor in tensors.items()}
+            save_folder(store.published / path.name, tensors, card)
+            print(f"published {path.name}: {card['seconds']:.0f} s")
+        shutil.rmtree(path)
 
 
 def _rounded(tensor: Tensor) -> Tensor:

@@ -19,6 +19,11 @@ TINY_SAME = SameSettings(TINY_MAE, TrainSettings(8, 32, 3e-3), "conv3", TINY_TRA
 LONGEST = ("test_reproduce.py", "test_book.py")
 
 
+def pytest_configure(config):
+    """The tests' detectors are trained for seconds, and every one of them is weak at something."""
+    config.addinivalue_line("filterwarnings", "ignore::samelib.detectors.power.WeakDetectorWarning")
+
+
 def pytest_collection_modifyitems(items):
     """The longest files first: processes that share the files out among them then end at about the same time."""
     items.sort(key=lambda item: item.path.name not in LONGEST)

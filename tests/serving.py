@@ -15,6 +15,7 @@ from torch import Tensor
 
 from samelib.data.image_set import to_float
 from samelib.detectors.base import Detector
+from samelib.evidence import Likeness, sketches
 from samelib.models.classifiers import Victim
 from samelib.responses import ProofOfWork
 from samelib.service.app import create_app
@@ -42,6 +43,7 @@ class Ranked(Detector):
 
     def __init__(self, image_shape: tuple[int, int, int] = SHAPE):
         self.image_shape = image_shape
+        self.likeness = Likeness(sketches(noise(199, 99, image_shape)))
 
     def fit(self, *sets, store=None, fpr=0.05):
         return self

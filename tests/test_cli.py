@@ -11,10 +11,11 @@ from conftest import TINY_SAME, TINY_TRAIN
 from PIL import Image
 
 from samelib import cli
-from samelib.detectors.same import SameDetector
+from samelib.detectors import load_detector
+from samelib.detectors.power import VERSIONS
 from samelib.models.classifiers import Victim
 from samelib.presets import preset
-from samelib.responses import ProofOfWork
+from samelib.responses import BanAccount, ProofOfWork
 from samelib.service.app import create_app
 from samelib.service.server import running
 
@@ -59,6 +60,9 @@ def test_fit_score_and_cache(tmp_path, capsys, small_group):
     assert "accuracy" in shown and re.search(
         r"flagged: [\d.]+ %, 95 % interval [\d.]+ to [\d.]+ \(calib.* to 5 %\)", shown
     )
+    power = re.findall(r"^  ([a-z ]+?) +([\d.]+)%(  weak)?$", shown, re.MULTILINE)
+    assert [name for name, *_ in power] == list(VERSIONS)
+    assert all((float(share) < 90) == bool(weak) for _, share, weak in power)
     rng = np.random.default_rng(0)
     (tmp_path / "pictures").mkdir()
     for i in (0, 2):
@@ -78,7 +82,7 @@ def test_fit_score_and_cache(tmp_path, capsys, small_group):
     capsys.readouterr()
     run("score", folder, tmp_path / "queries.npz")
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
-    scores = SameDetector.load(folder).score(images[:, None])
+    scores = load_detector(folder).score(images[:, None])
     assert np.allclose([float(r["score"]) for r in rows], scores, rtol=1e-4)
 
     run("cache")
@@ -86,6 +90,18 @@ def test_fit_score_and_cache(tmp_path, capsys, small_group):
     run("cache", "--clear")
     run("cache")
     assert "in 0 entries" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("method", "parts"), [("same", {"reconstruction_error", "deviation"}), ("same-plus", {"p_trace", "p_doubt"})]
+)
+def test_a_table_says_what_each_method_saw(method, parts, tmp_path, capsys, small_group):
+    np.savez(tmp_path / "queries.npz", images=np.zeros((2, 28, 28), np.uint8))
+    run("fit", tmp_path / "detector", "--tier", "smoke", "--method", method)
+    capsys.readouterr()
+    run("score", tmp_path / "detector", tmp_path / "queries.npz")
+    (row, _) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert parts <= set(row) and 0 < float(row["p_value"]) <= 1
 
 
 SMALL = {
@@ -144,6 +160,16 @@ def test_attack_a_live_service(known, victim, detector, tmp_path, capsys, small_
         assert f"answered: 40, refused: 0, hashes: {log['hashes'].sum():,}" in shown and log["hashes"].sum() > 40
     assert ("fidelity" in shown) == known
     assert Victim.load(tmp_path / "loot" / "substitute").classes == 10
+
+
+def test_an_attack_on_a_service_that_bans(victim, detector, tmp_path, capsys, small_group):
+    words = ["attack", "noise", tmp_path / "loot", "--tier", "smoke", "--budget", 100]
+    with running(create_app(victim, detector, BanAccount(0.1))) as url:
+        with pytest.raises(SystemExit, match="X-API-Key"):
+            run(*words, "--url", url)
+        run(*words, "--url", url, "--api-key", "a thief")
+    answered, refused = map(int, re.search(r"answered: (\d+), refused: (\d+)", capsys.readouterr().out).groups())
+    assert answered + refused == 100 and 5 < answered < 60
 
 
 def test_a_service_for_other_images(tmp_path, small_group):

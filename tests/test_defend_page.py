@@ -4,10 +4,13 @@ Only the scale and the address are changed, and a script's app is served from a 
 """
 
 import io
+import itertools
 import json
+import math
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,10 +33,11 @@ from samelib import cli, presets
 from samelib.data import groups
 from samelib.data.synthetic import glyphs
 from samelib.detectors.same import SameDetector
+from samelib.evidence import Wealth, log_e_values, safe_p_values
 from samelib.models.classifiers import Victim
 from samelib.service import server
 from samelib.service.app import create_app
-from samelib.service.client import as_png
+from samelib.service.client import RemoteGateway, as_png
 from samelib.service.intake import Limits
 from samelib.service.stamps import StampOffice
 
@@ -202,7 +206,7 @@ def metrics(url: str) -> dict[str, object]:
 def test_every_program_of_the_page_has_a_name_and_is_short():
     assert set(BLOCKS) == {"first", *(f"victim-{kind}" for kind in KINDS), "fit", "estimator", "serve",
                            "serve-command", "ask-curl", "ask-tensors", "ask-gateway", "ask-httpx", "hash-rate",
-                           "serve-secret", "serve-stamps", "nginx", "alerts", "recalibrate"}  # fmt: skip
+                           "ban-command", "serve-bans", "accounts-command", "serve-secret", "serve-stamps", "nginx", "alerts", "recalibrate"}  # fmt: skip
     assert PAGE.count("```") == 2 * len(BLOCKS), "a block of the page is not run"
     lengths = {name: sum(bool(line.strip()) for line in block.text.splitlines()) for name, block in BLOCKS.items()}
     assert max(lengths.values()) <= 22, lengths
@@ -269,6 +273,47 @@ def test_commands(detector, desk):
     with server.running(app) as url:
         assert predict(url)["status"] == "challenge" and len(secret) == 64
         assert Path("stamps.sqlite").exists()
+    app, secret = desk.app_of_command("ban-command")
+    with server.running(app) as url, RemoteGateway(url, api_key="somebody") as somebody:
+        assert somebody.query(glyphs("victim", 1).images).isfinite().all() and len(secret) == 64
+        assert Path("accounts.sqlite").exists()
+
+
+def banned(url: str, key: str) -> str:
+    """The hash by which an account is called that sends noise until it is banned."""
+    images = torch.randint(0, 256, (300, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for part in images.split(50):
+        files = [("image", ("x.png", as_png(image), "image/png")) for image in part]
+        answer = httpx.post(f"{url}/v1/predict", files=files, headers={"X-API-Key": key}, timeout=60)
+    assert (answer.status_code, answer.json()["code"]) == (403, "banned")
+    return answer.json()["error"].split()[1]
+
+
+def test_bans(fitted, monkeypatch, capsys):
+    monkeypatch.setenv("SAMELIB_SECRET", "of this test alone")
+    with server.running(fitted.app("serve-bans")) as url, RemoteGateway(url, api_key="somebody") as somebody:
+        label = banned(url, "a thief")
+        assert somebody.query(torch.from_numpy(np.array(Image.open("digit.png")))[None, None]).isfinite().all()
+        listing, lifting = BLOCKS["accounts-command"].text.splitlines()
+        cli.main(shlex.split(listing)[1:])
+        first, *others = capsys.readouterr().out.splitlines()[1:]
+        assert first.startswith(label) and re.search(r"\d{4}-\d\d-\d\d", first) and len(others) == 1
+        cli.main(shlex.split(lifting.replace("3fa9c1", label[:6]))[1:])
+        with RemoteGateway(url, api_key="a thief") as again:
+            assert again.query(glyphs("victim", 1).images).isfinite().all()
+        assert metrics(url)["samelib_bans"].samples[0].value == 1
+
+
+def test_how_fast_a_ban_is():
+    rows = re.findall(r"^\| ([\d,]+) \| (\d+) \| (\d+) \|$", PAGE, re.M)
+    assert len(rows) == 5
+    for row in rows:
+        images, *expected = (int(number.replace(",", "")) for number in row)
+        bet = float(log_e_values(safe_p_values(images, 0.05 / 2))[0])
+        for before, queries in zip((0, 1_000), expected, strict=True):
+            wealth = Wealth(before)  # of the mean of two
+            steps = itertools.takewhile(lambda won: won < math.log(2 * 1_000), (wealth.add(bet) for _ in range(999)))
+            assert len(list(steps)) + 1 == queries
 
 
 def test_hash_rate(desk, capsys):

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 
 from reproduction import detection
 from reproduction.lab import Bench, evenly
-from reproduction.plan import JBDA, KNOCKOFF, NOISE, SAME, UNCLIPPED_JBDA, Cell, cells_of
+from reproduction.plan import JBDA, KNOCKOFF, NOISE, SAME, UNCLIPPED_JBDA, Cell, DetectorVariant, cells_of
 from reproduction.run import measure
 from samelib.attacks.base import TransferSet
 from samelib.attacks.jbda import JBDA as JBDAAttack
+from samelib.detectors.controls import Control
 from samelib.metrics import aupr, auroc
 from samelib.store import MEASUREMENT, ArtifactStore
 
@@ -107,6 +108,20 @@ def test_figures_move_only_with_the_measurement(bench):
     assert GOLDEN["measurement"] == MEASUREMENT
     assert measured == pytest.approx(GOLDEN["auroc"], abs=GOLDEN["tolerance"])
     assert readings[0.5]["substitute_fidelity"] == pytest.approx(GOLDEN["substitute_fidelity"], abs=GOLDEN["tolerance"])
+
+
+def test_a_control_stands_in_tables_1_and_4(bench):
+    """It is calibrated on the images that give every other detector its threshold, and measured at every ratio."""
+    control = DetectorVariant("laplacian-low")
+    cells = [Cell("detection", "glyphs", "smoke", 0, control, KNOCKOFF, budget) for budget in (60, 100)]
+    small, large = (list(detection.measure(bench, cell)) for cell in cells)
+    assert [row.get("ratio") for row in small] == [None]
+    assert [row.get("ratio") for row in large] == [None, *detection.RATIOS]
+    detector = bench.detector(control)
+    assert isinstance(detector, Control) and (detector.statistic, detector.side) == ("laplacian", "low")
+    assert torch.equal(detector.calibration_scores, detector.score(bench.group.calibration.images[120:]))
+    sharp = next(detection.measure(bench, replace(cells[1], detector=DetectorVariant("laplacian-high"))))
+    assert large[0]["auroc"] == pytest.approx(1 - sharp["auroc"], abs=1e-6) and sharp["auroc"] > 0.75
 
 
 @pytest.mark.data

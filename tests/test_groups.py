@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from samelib.data import real
-from samelib.data.groups import load_group
+from samelib.data.groups import EMBEDDED, load_group
 
 
 def pixel_rows(images) -> set[bytes]:
@@ -20,7 +20,7 @@ def assert_disjoint(group):
             assert a == b or not rows[a] & rows[b], f"{a} and {b} share images"
 
 
-@pytest.mark.parametrize("name", ["glyphs", "shapes"])
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_embedded_groups_are_disjoint_and_repeatable(name):
     group = load_group(name, "smoke")
     assert_disjoint(group)

@@ -60,7 +60,12 @@ def test_the_colour_groups_compare_both_stems():
 @pytest.mark.parametrize(
     ("group", "tier", "target", "words"),
     [
-        ("letters", "smoke", "table1", "unknown group 'letters'; the grid knows glyphs, shapes, mnist, cifar10"),
+        (
+            "letters",
+            "smoke",
+            "table1",
+            "unknown group 'letters'; the grid knows glyphs, glyphs-matched, shapes, mnist, cifar10",
+        ),
         ("glyphs", "huge", "table1", "unknown tier 'huge'; known: smoke, lecture, paper"),
         ("glyphs", "smoke", "table9", "unknown table or figure 'table9'; known: table1, .*, all"),
         ("glyphs", "smoke", "table2", "table2 is a table of --data cifar10 or shapes; for glyphs take table1"),

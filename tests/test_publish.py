@@ -25,7 +25,7 @@ def published(tmp_path, group, monkeypatch):
 
 def test_cards_say_how_to_train_the_models_again(published, group):
     entries = {path.name.split("-")[0]: load_folder(path) for path in published.iterdir()}
-    assert set(entries) == {"victim", "mae", "auxiliary"}
+    assert set(entries) == {"victim", "mae", "auxiliary", "terms"}
     weights, card = entries["victim"]
     assert card["seconds"] > 0 and {"device", "precision", "torch", "losses"} <= set(card)
     spec = card["spec"]
@@ -44,6 +44,8 @@ def test_published_models_are_trained_beside_each_other(published, group, tmp_pa
     victim = presets.train_victim(group, store=store)
     detector = SameDetector(TINY_SAME).fit(group.victim_train, group.calibration, victim, store=store)
     assert detector.cards["auxiliary"]["spec"]["victim"] == victim.fingerprint
+    calibration = group.calibration[len(group.calibration) // 2 :]
+    assert torch.equal(detector.calibration_terms.reconstruction, detector.terms(calibration.pixels()).reconstruction)
     assert store.entries() == []
 
 

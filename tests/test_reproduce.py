@@ -10,7 +10,17 @@ from PIL import Image
 from reproduction import ablations, curve, detection, responses, run
 from reproduction.__main__ import FIGURES, TABLES, main
 from reproduction.author_code import INTERPOLATED, RAW_QUERIES
-from reproduction.plan import EDM, OUTLIER_EXPOSURE, OVER_HTTP, RESPONSES, SAME, TARGETS, cells_of, targets_of
+from reproduction.plan import (
+    EDM,
+    OUTLIER_EXPOSURE,
+    OVER_HTTP,
+    RESPONSES,
+    SAME,
+    TARGETS,
+    DetectorVariant,
+    cells_of,
+    targets_of,
+)
 from reproduction.responses import USERS, responded
 from reproduction.rows import load_cells, load_rows
 from reproduction.tables import select
@@ -87,6 +97,15 @@ def test_the_measures_are_shares(smoke):
     names = ("auroc", "aupr", "fpr95", "fpr90", "tpr_at_5%", "alarmed", "victim_accuracy", "substitute_fidelity")
     for name in names:
         assert smoke.rows("glyphs")[name].dropna().between(0, 1).all()
+
+
+def test_a_control_stands_in_the_papers_tables(smoke):
+    frame, control = smoke.rows("glyphs"), DetectorVariant("laplacian-low")
+    table4 = detection.ratio_table(frame, detector=control)
+    assert "–" not in table4 and table4 != detection.ratio_table(frame)
+    table1 = detection.detection_table(frame, {"Laplacian, low": control}).splitlines()
+    large = [line for line in table1 if f"{detection.budgets_of(frame)[1]:,}" in line]
+    assert len(large) == len(detection.LABELS) and not any("–" in line for line in large)
 
 
 def test_defences_are_attacked_through_their_own_victims(smoke):

@@ -10,10 +10,24 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from serving import as_tensors, ask, connect, fault, is_closed, new_stamps, outputs, probabilities, read_all, wait_for
+from serving import (
+    as_files,
+    as_tensors,
+    ask,
+    connect,
+    fault,
+    is_closed,
+    new_stamps,
+    noise,
+    outputs,
+    probabilities,
+    read_all,
+    wait_for,
+)
 
 import samelib.service
 from samelib import cli
+from samelib.accounts import AccountBook
 from samelib.data.image_set import to_float
 from samelib.detectors.same import SameDetector
 from samelib.models.classifiers import Victim, build_classifier
@@ -119,6 +133,21 @@ def test_a_secret_and_a_file_of_stamps_go_together(folder, tmp_path, monkeypatch
     assert "cannot hold the spent stamps" in refusal(folder, *WORK, "--stamps", other)
 
 
+BAN = ("--response", "ban")
+
+
+def test_a_secret_and_a_file_of_accounts_go_together(folder, tmp_path, monkeypatch):
+    accounts = tmp_path / "accounts.sqlite"
+    assert "SAMELIB_SECRET and --accounts FILE go together" in refusal(folder, *BAN, "--accounts", accounts)
+    monkeypatch.setenv("SAMELIB_SECRET", SECRET)
+    assert "go together" in refusal(folder, *BAN)
+    AccountBook(accounts, SECRET[::-1].encode()).close()
+    said = refusal(folder, *BAN, "--accounts", accounts)
+    assert "hashed with another secret" in said and SECRET not in said
+    monkeypatch.setenv("SAMELIB_SECRET", "short")
+    assert "5 bytes, it needs 16" in refusal(folder, *BAN, "--accounts", tmp_path / "new.sqlite")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -128,6 +157,10 @@ def test_a_secret_and_a_file_of_stamps_go_together(folder, tmp_path, monkeypatch
         (["--response", "reject", "--base-bits", "5"], "reject ignores --base-bits"),
         ([*WORK, "--fpr", "0.1"], "proof-of-work ignores --fpr"),
         (["--response", "watch", "--stamps", "spent.sqlite"], "watch ignores --stamps"),
+        (["--response", "reject", "--delta", "0.01"], "reject ignores --delta"),
+        ([*WORK, "--accounts", "accounts.sqlite"], "proof-of-work ignores --accounts"),
+        ([*BAN, "--stamps", "spent.sqlite"], "ban ignores --stamps"),
+        ([*BAN, "--delta", "1"], "above 0 and below 1"),
         (["--host", "192.0.2.1"], "cannot serve on 192.0.2.1"),  # an address of nobody's, kept for documents
     ],
 )
@@ -205,6 +238,43 @@ def test_a_stop_answers_what_was_accepted(folder, group, victim):
     for answer, row in zip(answers, expected, strict=True):
         assert outputs(answer)["probabilities"] == pytest.approx(row.tolist(), abs=1e-4)
     assert "Traceback" not in said and "rror" not in said
+
+
+@pytest.mark.slow
+def test_a_ban_survives_a_killed_process(folder, group, tmp_path, capsys):
+    file, key = tmp_path / "accounts.sqlite", {"X-API-Key": "a thief"}
+    words = [*BAN, "--delta", 0.05, "--accounts", file]
+    thief, honest = noise(200, 0, group.image_shape), group.benign_test.images[:1]
+    with process(folder, *words, SAMELIB_SECRET=SECRET) as (first, client):
+        for part in thief.split(50):
+            answer = client.post("/v1/predict", headers=key, **as_files(part))
+        assert fault(answer) == (403, "banned")
+        first.kill()  # it has no time to put anything away
+    cli.main(["accounts", str(file)])
+    header, line = capsys.readouterr().out.splitlines()
+    label, queries, *_ = line.split()
+    assert header.split()[:2] == ["account", "queries"] and label in answer.json()["error"] and int(queries) < 150
+    with process(folder, *words, SAMELIB_SECRET=SECRET) as (second, client):
+        answer = client.post("/v1/predict", headers=key, **as_files(honest))
+        assert fault(answer) == (403, "banned")
+        cli.main(["accounts", str(file), "--lift", label])
+        answer = client.post("/v1/predict", headers=key, **as_files(honest))
+        assert probabilities(answer).shape == (1, 10)
+        second.send_signal(signal.SIGINT)
+        assert second.wait(30) == 0
+
+
+def test_accounts_that_cannot_be_listed_or_lifted(tmp_path, capsys):
+    def said(*words) -> str:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["accounts", *map(str, words)])
+        return str(stop.value) + capsys.readouterr().err
+
+    assert "does not exist" in said(tmp_path / "nowhere.sqlite") and not list(tmp_path.iterdir())
+    (tmp_path / "notes.txt").write_text("something else " * 500)
+    assert "samelib: " in (words := said(tmp_path / "notes.txt")) and "cannot hold accounts" in words
+    AccountBook(tmp_path / "empty.sqlite", SECRET.encode()).close()
+    assert "samelib: no account begins with 'abc'" in said(tmp_path / "empty.sqlite", "--lift", "abc")
 
 
 def begun(client: httpx.Client, body: bytes) -> socket.socket:

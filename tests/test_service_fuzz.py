@@ -9,7 +9,7 @@ from schemathesis.specs.openapi import checks
 from serving import WORK, Ranked
 
 from samelib.models.classifiers import Victim
-from samelib.responses import Reject
+from samelib.responses import BanAccount, Reject
 from samelib.service.app import create_app
 from samelib.service.intake import Limits
 
@@ -23,7 +23,7 @@ CHECKS = [
 ]
 
 
-@pytest.fixture(scope="module", params=[Reject(0.05), WORK], ids=["reject", "proof of work"])
+@pytest.fixture(scope="module", params=[Reject(0.05), WORK, BanAccount()], ids=["reject", "proof of work", "ban"])
 def described(request):
     victim = Victim(lambda x: x.flatten(1)[:, :4].softmax(1), SMALL, 4)
     return schemathesis.openapi.from_asgi(

@@ -1,7 +1,6 @@
 """Training step and scoring of the masked autoencoder, against a plain reference and the machine's own ceiling.
 
-    python mae.py                      prints the table
-    python mae.py --append ROWS.jsonl  also adds the rows to a file of results
+    python -m reproduction.benchmarks.mae --append
 
 Ours and the reference live in a process each, since samelib changes how its process keeps memory, and take turns, so
 that a drifting machine touches both: what counts is the ratio, pair by pair. Floating-point operations are counted by
@@ -14,14 +13,13 @@ import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from reference_mae import ReferenceMAE
 from torch.utils.flop_counter import FlopCounterMode
 
-from reproduction.results import append_rows, provenance
+from reproduction.benchmarks.reference_mae import ReferenceMAE
+from reproduction.rows import RESULTS, append_rows, provenance
 from samelib.memory import keep_freed_memory
 from samelib.models.mae import MAESettings, MaskedAutoencoder, mae_loss
 from samelib.precision import autocast, precision
@@ -166,25 +164,24 @@ def measure(name: str, work: Work, turns: int, ceiling: float) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=7, help="pairs of timed runs (default 7)")
-    parser.add_argument("--append", type=Path, metavar="FILE", help="add the rows to this file of results")
+    parser.add_argument("--append", action="store_true", help="add the rows to reproduction/results/benchmarks.jsonl")
     arguments = parser.parse_args()
     start, device = time.perf_counter(), torch.device(best_device())
-    ceilings = {name: matrix_ceiling(getattr(torch, name)) for name in ("float32", "bfloat16")}
-    for name, ceiling in ceilings.items():
-        print(f"{name} matrix ceiling: {ceiling / 1e9:.1f} G operations/s on {device}")
-    chosen = precision(device)
-    print(f"samelib computes in {chosen}, {torch.get_num_threads()} threads")
+    chosen = precision(device)  # the other type may take minutes a product
+    ceiling = matrix_ceiling(getattr(torch, chosen))
+    print(f"samelib computes in {chosen}, {torch.get_num_threads()} threads on {device}")
+    print(f"matrix ceiling: {ceiling / 1e9:.1f} G operations/s")
     rows = []
     for name, work in SHAPES.items():
         work = work._replace(batch=work.batch * (GPU_FACTOR if device.type == "cuda" else 1))
-        rows.append(measure(f"{name}, training step", work, arguments.turns, ceilings[chosen]))
+        rows.append(measure(f"{name}, training step", work, arguments.turns, ceiling))
         for ratio in (0.0, 0.75):
             scoring = work._replace(scoring_ratio=ratio)
-            rows.append(measure(f"{name}, scoring at mask {ratio}", scoring, arguments.turns, ceilings[chosen]))
+            rows.append(measure(f"{name}, scoring at mask {ratio}", scoring, arguments.turns, ceiling))
     if arguments.append:
-        origin = provenance(device, "random pixels", 0, "benchmark", time.perf_counter() - start)
-        common = {"matrix_ceiling": ceilings[chosen], "precision": chosen} | origin
-        append_rows(arguments.append, [row | common for row in rows])
+        origin = provenance(device, "random pixels", 0, "benchmark", time.perf_counter() - start, None)
+        common = {"matrix_ceiling": ceiling, "precision": chosen} | origin
+        append_rows(RESULTS / "benchmarks.jsonl", [row | common for row in rows])
 
 
 if __name__ == "__main__":

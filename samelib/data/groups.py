@@ -92,12 +92,12 @@ class Source(NamedTuple):
     outliers: Callable[[Sizes], ImageSet]
 
 
-def _embedded(draw: Callable[..., ImageSet]) -> Source:
+def _embedded(draw: Callable[..., ImageSet], proxy: str = "proxy") -> Source:
     def victim(sizes: Sizes) -> tuple[ImageSet, ImageSet]:
         held_out = sizes.calibration + sizes.benign_test + sizes.seeds
         return tuple(draw("victim", sizes.victim_train + held_out).split(sizes.victim_train, held_out))
 
-    return Source(victim, lambda s: draw("proxy", s.proxy), lambda s: draw("outliers", s.outliers))
+    return Source(victim, lambda s: draw(proxy, s.proxy), lambda s: draw("outliers", s.outliers))
 
 
 def _both(load: Callable[[bool], ImageSet]) -> Callable[[Sizes], tuple[ImageSet, ImageSet]]:
@@ -106,11 +106,13 @@ def _both(load: Callable[[bool], ImageSet]) -> Callable[[Sizes], tuple[ImageSet,
 
 SOURCES = {
     "glyphs": _embedded(synthetic.glyphs),
+    "glyphs-matched": _embedded(synthetic.glyphs, proxy="matched"),
     "shapes": _embedded(synthetic.shapes),
     "mnist": Source(_both(real.mnist), lambda _: real.emnist_digits(True), lambda _: real.kmnist(True)),
     "cifar10": Source(_both(real.cifar10), lambda _: real.cifar100(), lambda _: real.tiny_imagenet()),
 }
 
+EMBEDDED = ("glyphs", "glyphs-matched", "shapes")
 COLOUR = ("shapes", "cifar10")  # the others are grey
 
 
@@ -125,8 +127,8 @@ def load_group(
     """Loads a group and cuts its disjoint splits, the same ones every time.
 
     Args:
-        name: glyphs, shapes, mnist, cifar10, or path:FOLDER / path:FILE.npz for a victim set of one's own, whose
-            proxy and outlier sets are empty unless they are given too.
+        name: glyphs, glyphs-matched, shapes, mnist, cifar10, or path:FOLDER / path:FILE.npz for a victim set of one's
+            own, whose proxy and outlier sets are empty unless they are given too.
         tier: smoke, lecture or paper: how many images.
         proxy, outliers: path:... of sets to use instead of the group's own.
 
@@ -136,7 +138,7 @@ def load_group(
     """
     if tier not in SIZES:
         raise ValueError(f"tier must be one of {', '.join(SIZES)}, got {tier!r}")
-    sizes = EMBEDDED_SIZES if name in ("glyphs", "shapes") and tier != "smoke" else SIZES[tier]
+    sizes = EMBEDDED_SIZES if name in EMBEDDED and tier != "smoke" else SIZES[tier]
     if name in SOURCES:
         source = SOURCES[name]
     elif name.startswith("path:"):

@@ -9,7 +9,7 @@ exactly (see `polynomial`), all else is integer arithmetic. Images come in block
 first 100 of 200 images are the 100 images.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from PIL import Image, ImageFont
 from .image_set import ImageSet
 
 PARTS = ("victim", "proxy", "outliers")
+STREAMS = (*PARTS, "matched")  # of random numbers, by their place
 FIELD, BOX = 128, 92  # side of a distance field, and of the box that its character just fits, in cells
 UNIT = 16  # a field counts distance in sixteenths of a cell
 HALF_STROKE = 6 * UNIT  # of a digit or letter, the same in every font
@@ -48,12 +49,15 @@ class Part(NamedTuple):
 DIGITS, LETTERS = "0123456789", "ԱԲԳԶԹԺԽԾԿՀՁՂ"  # the letters are Armenian
 SANS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "cmss10")
 SERIF = ("STIXGeneral", "STIXGeneralItalic", "cmr10")
+MATCHED = ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral", "cmtt10")
 GLYPHS = {
     "victim": Part(DIGITS, SANS, tuple(DIGITS)),
     # As if from another printer: crisper and on wavier paper. With the letter forms alone a short-trained autoencoder
     # hardly tells the two apart, while real EMNIST digits differ from MNIST's in how they were scanned too.
     "proxy": Part(DIGITS, SERIF, tuple(DIGITS), ramp=(3, 7), bend=0.4),
     "outliers": Part(LETTERS, ("DejaVuSans", "DejaVuSerif"), tuple(LETTERS)),
+    # From the victim's own printer: with serifs all the same, and chosen so that strokes are as long and as thick.
+    "matched": Part(DIGITS, MATCHED, tuple(DIGITS)),
 }
 
 PLAIN = ("disc", "square", "triangle", "star", "heart", "cross", "half disc", "pentagon", "arrow", "bow tie")
@@ -72,12 +76,15 @@ PALETTES["outliers"] = PALETTES["victim"] + PALETTES["proxy"]
 
 
 def glyphs(part: str, count: int, seed: int = 0) -> ImageSet:
-    """Digits in typefaces without serifs (victim) and with them (proxy), or Armenian letters (outliers).
+    """Digits in typefaces without serifs (victim) and with them (proxy, matched), or Armenian letters (outliers).
 
-    Stroke weight and size follow one law in every part. The proxy's edges are crisper and its lines more bent.
+    Stroke weight and size follow one law in every part. The proxy's edges are crisper and its lines more bent, and the
+    mean squared Laplacian alone tells it from the victim's digits; "matched" is drawn exactly as the victim's digits are,
+    so that nothing but the typefaces tells it from them.
 
     Args:
-        part: "victim", "proxy" or "outliers"; the parts share no typeface of digits and no random stream.
+        part: "victim", "proxy", "outliers" or "matched"; no part shares a typeface of digits with the victim, nor a
+            random stream with any other.
         count: how many images.
         seed: another seed draws other images of the same kind.
 
@@ -87,7 +94,7 @@ def glyphs(part: str, count: int, seed: int = 0) -> ImageSet:
     Raises:
         ValueError: unknown part, or count < 1.
     """
-    check(part, count)
+    check(part, count, GLYPHS)
     return assemble("glyphs", part, count, seed, GLYPHS[part].classes, draw_glyphs)
 
 
@@ -105,15 +112,15 @@ def shapes(part: str, count: int, seed: int = 0) -> ImageSet:
     Raises:
         ValueError: unknown part, or count < 1.
     """
-    check(part, count)
+    check(part, count, PARTS)
     if part == "outliers":
         return assemble("shapes", part, count, seed, TEXTURES, draw_textures)
     return assemble("shapes", part, count, seed, SHAPES[part].classes, draw_shapes)
 
 
-def check(part: str, count: int):
-    if part not in PARTS:
-        raise ValueError(f"unknown part {part!r}; choose one of {', '.join(PARTS)}")
+def check(part: str, count: int, known: Iterable[str]) -> None:
+    if part not in known:
+        raise ValueError(f"unknown part {part!r}; choose one of {', '.join(known)}")
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
 
@@ -122,7 +129,7 @@ def assemble(name: str, part: str, count: int, seed: int, classes: tuple[str, ..
     """`count` images, block after block; `draw(part, labels, rng)` -> uint8 [n, C, H, W]."""
     images, labels = [], []
     for block in range(-(-count // (ROUNDS * len(classes)))):
-        rng = default_rng([("glyphs", "shapes").index(name), PARTS.index(part), block, seed])
+        rng = default_rng([("glyphs", "shapes").index(name), STREAMS.index(part), block, seed])
         # Every class once a round, in random order: balanced at any count.
         labels.append(rng.permuted(np.tile(np.arange(len(classes)), (ROUNDS, 1)), axis=1).ravel())
         images.append(draw(part, labels[-1], rng))

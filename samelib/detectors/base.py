@@ -10,7 +10,8 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from samelib.data.image_set import received
+from samelib.data.image_set import received, to_uint8
+from samelib.evidence import Likeness, sketches
 from samelib.store import ArtifactStore
 
 
@@ -50,12 +51,16 @@ class Detector(ABC):
     Attributes:
         image_shape: (C, H, W) of the queries; None before `fit`.
         calibration_scores: [n], of benign images that nothing was trained on; None before `calibrate`.
+        likeness: of queries to earlier ones of their account, for `BanAccount`; of the same images.
         fpr: share of benign queries to flag.
+        power: the share flagged of altered benign images (see `samelib.detectors.power`); None where it was not measured.
     """
 
     image_shape: tuple[int, int, int] | None = None
     calibration_scores: Tensor | None = None
+    likeness: Likeness | None = None
     fpr: float | None = None
+    power: dict[str, float] | None = None
 
     def __sklearn_clone__(self) -> "Detector":
         """A fitted detector is a parameter like any other: clones of a `DetectorEstimator` share it."""
@@ -94,18 +99,23 @@ class Detector(ABC):
         return received(x, self.image_shape)
 
     def calibrate(self, benign: Tensor, fpr: float = 0.05) -> "Detector":
-        """Remembers the scores of benign images [n, C, H, W] that nothing was trained on, and the rate to flag.
+        """Remembers scores and sketches of benign images [n, C, H, W] that nothing was trained on, and the rate to flag.
 
         Raises:
             ValueError: a rate outside (0, 1), or too few images for so small a rate.
         """
         check_fpr(fpr, len(benign))
         self._remember(benign)
-        self.fpr = fpr
-        return self
+        return self._settle(benign, fpr)
 
     def _remember(self, benign: Tensor) -> None:
         self.calibration_scores = self.score(benign)
+
+    def _settle(self, benign: Tensor, fpr: float) -> "Detector":
+        """What else there is to do once the scores of the calibration images are there."""
+        self.likeness = Likeness(sketches(to_uint8(self._received(benign))))
+        self.fpr = fpr
+        return self
 
     def _calibrated(self) -> Tensor:
         if self.calibration_scores is None:

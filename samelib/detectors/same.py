@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from samelib.data.image_set import ImageSet
 from samelib.detectors.base import Detector, check_fpr
+from samelib.detectors.power import POWER_IMAGES, power
+from samelib.evidence import Likeness
 from samelib.models.classifiers import SharedTrunk, Victim, build_classifier, predict
 from samelib.models.mae import MaskedAutoencoder
 from samelib.presets import SameSettings, check_alpha, preset
@@ -99,7 +101,7 @@ class SameDetector(Detector):
         store: ArtifactStore | None = None,
         fpr: float = 0.05,
     ) -> "SameDetector":
-        """Trains autoencoder and auxiliary model (or reads them from the store), then scales and calibrates.
+        """Trains autoencoder and auxiliary model (or reads them from the store), scales, calibrates, measures its power.
 
         One half of the calibration set gives the scale of the two terms, the other the threshold and the p-values:
         conformal validity wants a score that was fixed before it saw the calibration images.
@@ -113,14 +115,24 @@ class SameDetector(Detector):
         Raises:
             ValueError: images that are not alike or not what the victim takes, or too few of them for the rate.
             ArtifactError: the store cannot be written.
+        Warns:
+            WeakDetectorWarning: it flags few of black, faint or otherwise altered images (see `samelib.detectors.power`).
         """
+        self.check_calibration(len(calibration), fpr)
         half = len(calibration) // 2
-        check_fpr(fpr, half)
-        self._learn(images, calibration, victim, store or ArtifactStore())
-        scaling, threshold = calibration.split(half, half)
-        terms = self.terms(scaling.pixels())
-        self.scale = torch.stack([torch.stack([t.mean(), t.std().clamp_min(1e-12)]) for t in terms])
-        return self.calibrate(threshold.pixels(), fpr)
+        store = store or ArtifactStore()
+        self._learn(images, calibration, victim, store)
+        scaling, threshold = zip(
+            *(term.split(half) for term in self._terms_of(calibration[: 2 * half], store)), strict=True
+        )
+        self.scale = torch.stack([torch.stack([t.mean(), t.std().clamp_min(1e-12)]) for t in scaling])
+        self.calibration_terms = Terms(*threshold)
+        return self._settle(calibration.images[half : 2 * half], fpr)
+
+    @staticmethod
+    def check_calibration(count: int, fpr: float) -> None:
+        """Raises ValueError where so many calibration images are too few for the rate; half of them give the scale."""
+        check_fpr(fpr, count // 2)
 
     def _learn(self, images: ImageSet, calibration: ImageSet, victim, store: ArtifactStore) -> None:
         """Both models, trained or from the store, once it is clear that everything fits together."""
@@ -132,6 +144,20 @@ class SameDetector(Detector):
         self.mae, self.cards["mae"] = self.fit_autoencoder(images, store)
         self.auxiliary, self.cards["auxiliary"] = self._fit_auxiliary(images, store)
         self._freeze()
+
+    def _terms_of(self, images: ImageSet, store: ArtifactStore) -> Terms:
+        """The terms of images that every detector with these models asks for: from the store where they are there."""
+        s = self.settings
+        spec = {"kind": "terms", "auxiliary": self.cards["auxiliary"]["sha256"], "data": images.fingerprint}
+        spec |= {"mask_ratio": s.mask_ratio, "passes": s.passes, "seed": self.seed}
+
+        def make(_) -> tuple[dict[str, Tensor], dict]:
+            start = time.perf_counter()
+            terms = self.terms(images.pixels())
+            return terms._asdict(), {"seconds": time.perf_counter() - start}
+
+        device = self.mae.mask_token.device
+        return Terms(**{name: values.to(device) for name, values in store.get(spec, make)[0].items()})
 
     def _freeze(self) -> None:
         self.mae.eval().requires_grad_(False)
@@ -276,6 +302,20 @@ class SameDetector(Detector):
     def score_received(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
         return self.combine(self._terms(x, answers))
 
+    def _settle(self, benign: Tensor, fpr: float) -> "SameDetector":
+        super()._settle(benign, fpr)
+        self.power = power(self, benign[:POWER_IMAGES])
+        return self
+
+    def explain(self, x: Tensor) -> dict[str, Tensor]:
+        """The scores [N] of images, and what they are made of: reconstruction error and deviation."""
+        terms = self.terms(x)
+        return {
+            "score": self.combine(terms),
+            "reconstruction_error": terms.reconstruction,
+            "deviation": terms.deviation,
+        }
+
     def _remember(self, benign: Tensor) -> None:
         self.calibration_terms = self.terms(benign)
 
@@ -296,13 +336,15 @@ class SameDetector(Detector):
             raise FileExistsError(f"{folder} exists; remove it or choose another name")
         self._calibrated()
         tensors, card = self._fitted_state()
+        if self.likeness is not None:
+            tensors["likeness"] = torch.from_numpy(self.likeness.calibration)
         modules = {"mae": self.mae, "auxiliary": self.auxiliary}
         if self.victim.architecture:
             modules["victim"] = self.victim.model
         for prefix, module in modules.items():
             tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
         card |= {"kind": self.kind, "settings": asdict(self.settings), "seed": self.seed, "fpr": self.fpr}
-        card |= {"image_shape": self.victim.image_shape, "classes": self.victim.classes}
+        card |= {"image_shape": self.victim.image_shape, "classes": self.victim.classes, "power": self.power}
         save_folder(folder, tensors, card | {"victim": self.victim.architecture})
         return folder
 
@@ -347,6 +389,7 @@ class SameDetector(Detector):
         detector.mae = part("mae", MaskedAutoencoder(shape, detector.settings.mae))
         detector.auxiliary = part("auxiliary", detector._build_auxiliary())
         detector._freeze()
-        detector.fpr = card["fpr"]
+        detector.fpr, detector.power = card["fpr"], card.get("power")
+        detector.likeness = Likeness(tensors["likeness"].numpy()) if "likeness" in tensors else None
         detector._restore({name: value.to(device) for name, value in tensors.items()}, card)
         return detector

@@ -5,9 +5,9 @@ residual is large, says more, and the same models offer further views: what the 
 victim is, how unlike the benign ones the auxiliary model's features are. Each view gets a p-value of its own, and the
 detector's score combines these.
 
-Mahalanobis distances of residuals were proposed as MaRS (Lappas et al. 2021), nearest neighbours of features by Sun et
-al. (2022), the doubt of a classifier by Hendrycks and Gimpel (2017); conformal p-values of several scores are combined
-as in Magesh et al. (2023). All references are benign images that trained nothing.
+Mahalanobis distances of latent vectors were proposed by Denouden et al. (2018), of residuals as MaRS by Di Salvo et al.
+(2026), nearest neighbours of features by Sun et al. (2022), the doubt of a classifier by Hendrycks and Gimpel (2017);
+Magesh et al. (2023) combine conformal p-values of several scores. All references are benign images that trained nothing.
 """
 
 import math
@@ -91,17 +91,16 @@ def class_means(values: Tensor, answers: Tensor) -> Tensor:
 
 
 class ByClass(View):
-    """How far the logarithm of a positive statistic lies from its mean over benign images of the answered class, in
+    """How far the logarithm of a positive statistic lies above its mean over benign images of the answered class, in
     standard deviations.
 
     Args:
         read: look -> statistics [N].
-        two_sided: is a value that is too low strange as well?
     """
 
-    def __init__(self, read: Callable[[Look], Tensor], two_sided: bool):
+    def __init__(self, read: Callable[[Look], Tensor]):
         super().__init__()
-        self.read, self.two_sided = read, two_sided
+        self.read = read
 
     def fit(self, look: Look) -> "ByClass":
         values = self._values(look)
@@ -113,8 +112,7 @@ class ByClass(View):
         return self.read(look).double().clamp_min(1e-12).log()[:, None]
 
     def forward(self, look: Look) -> Tensor:
-        z = ((self._values(look) - self.means[look.answers.argmax(1)]) / self.deviation)[:, 0]
-        return z.abs() if self.two_sided else z
+        return ((self._values(look) - self.means[look.answers.argmax(1)]) / self.deviation)[:, 0]
 
 
 class Profile(View):
@@ -171,15 +169,24 @@ def log_patches(residual: Tensor) -> Tensor:
     return residual.clamp_min(1e-7).log()
 
 
+def trace(look: Look) -> Tensor:
+    """[N, T + 2 width]: where the visible patches are missed, and what the encoder makes of the query."""
+    return torch.cat([log_patches(look.visible), look.latent], 1)
+
+
 VIEWS: dict[str, Callable[[], View]] = {
-    "error": lambda: ByClass(lambda look: look.hidden.mean(1), two_sided=True),
-    "deviation": lambda: ByClass(lambda look: look.deviation, two_sided=False),
+    "error": lambda: ByClass(lambda look: look.hidden.mean(1)),
+    "deviation": lambda: ByClass(lambda look: look.deviation),
     "hidden profile": lambda: Profile(lambda look: log_patches(look.hidden)),
     "visible profile": lambda: Profile(lambda look: log_patches(look.visible)),
     "latent": lambda: Profile(lambda look: look.latent),
+    "trace": lambda: Profile(trace),
     "doubt": Doubt,
     "features": lambda: Neighbours(lambda look: look.features),
 }
+# Chosen on glyphs (proxy, outliers, JBDA) and on MNIST against KMNIST, before EMNIST and CIFAR-100 were looked at: of all
+# sets of views and combinations the one with the largest mean of AUROC and share caught at 5 %.
+CHOSEN, COMBINATION = ("error", "deviation", "trace", "doubt"), "fisher"
 
 
 class Tail(nn.Module):
@@ -190,7 +197,7 @@ class Tail(nn.Module):
 
     def fit(self, statistics: Tensor) -> "Tail":
         ordered = statistics.double().sort().values
-        start = ordered[int(0.9 * (len(ordered) - 1))]
+        start = ordered[int(0.9 * (len(ordered) - 1))].clone()  # safetensors refuses tensors that share memory
         excess = (ordered[ordered > start] - start).mean().nan_to_num(0.0).clamp_min(1e-12)
         for name, value in {"ordered": ordered, "start": start, "excess": excess}.items():
             self.register_buffer(name, value)
@@ -268,10 +275,8 @@ class SamePlus(SameDetector):
             ValueError: images that do not fit together, or too few for the covariances or the rate.
             ArtifactError: the store cannot be written.
         """
-        if len(calibration) < FEWEST:
-            raise ValueError(f"the views need {FEWEST} calibration images or more, got {len(calibration)}")
+        self.check_calibration(len(calibration), fpr)
         reference, tails, threshold = calibration.split(*_parts(len(calibration)))
-        check_fpr(fpr, len(threshold))
         self._learn(images, calibration, victim, store or ArtifactStore())
         look = self.look(reference.pixels())
         for view in self.views.values():
@@ -280,6 +285,13 @@ class SamePlus(SameDetector):
         for name, view in self.views.items():
             self.tails[name].fit(view(look))
         return self.calibrate(threshold.pixels(), fpr)
+
+    @staticmethod
+    def check_calibration(count: int, fpr: float) -> None:
+        """Raises ValueError where so many calibration images are too few for the views or the rate."""
+        if count < FEWEST:
+            raise ValueError(f"the views need {FEWEST} calibration images or more, got {count}")
+        check_fpr(fpr, _parts(count)[2])
 
     def look(self, x: Tensor, answers: Tensor | None = None) -> Look:
         """One sweep of complementary masks over images [N, C, H, W]; arguments and errors as for `score`."""
@@ -326,6 +338,12 @@ class SamePlus(SameDetector):
         """The view to which each query looks strangest, whether it is flagged or not."""
         names = tuple(self.views)
         return [names[i] for i in self.surprises(x, answers).argmax(1)]
+
+    def explain(self, x: Tensor) -> dict[str, Tensor]:
+        """The scores [N] of images, and the p-value [N] of each view, as "p_trace"."""
+        surprises = self.surprises(x)
+        p_values = {f"p_{name}": (-surprises[:, i]).exp() for i, name in enumerate(self.views)}
+        return {"score": combined(surprises, self.combination)} | p_values
 
     def score_received(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
         return combined(self._surprises(self._look(x, answers)), self.combination)

@@ -2,15 +2,19 @@
 
 import asyncio
 import time
+from collections.abc import Iterable
 from contextlib import asynccontextmanager
 from typing import Annotated
 
 import numpy as np
 import torch
-from fastapi import FastAPI, Form, Request
+from fastapi import Depends, FastAPI, Form, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.security import APIKeyHeader
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 from torch import Tensor
@@ -22,7 +26,7 @@ from samelib.models.classifiers import Victim
 from samelib.responses import Response as DefenceResponse
 from samelib.service import schema
 from samelib.service.guard import Guard, Reply
-from samelib.service.intake import ApiError, BodyLimits, Limits, decode_image
+from samelib.service.intake import API_KEY, ApiError, BodyLimits, Limits, decode_image
 from samelib.service.open_inference import open_inference
 from samelib.service.stamps import StampOffice
 
@@ -46,12 +50,24 @@ class Metrics:
         waiting.set_function(lambda: guard.batcher.pending)
         spent = Gauge("samelib_spent_stamps", "Spent stamps that are remembered", registry=self.registry)
         spent.set_function(lambda: len(guard.office.spent))
+        self.registry.register(Bans(guard))
 
     def count(self, replies: list[Reply]) -> None:
         for reply in replies:
             self.images.labels(reply.status).inc()
             if reply.p_value is not None:
                 self.p_values.observe(reply.p_value)
+
+
+class Bans(Collector):
+    """Counts the bans of this process for Prometheus."""
+
+    def __init__(self, guard: Guard):
+        self._guard = guard
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        bans = self._guard.accounts.bans if self._guard.accounts else 0
+        yield CounterMetricFamily("samelib_bans", "Accounts that this process banned", value=bans)
 
 
 class CountRequests:
@@ -96,8 +112,8 @@ def create_app(
         name: of the model, in the paths of the Open Inference Protocol.
 
     Raises:
-        ValueError: a response without a detector, a detector that was fitted to other images or classes, or a name that
-            is no part of a path.
+        ValueError: a response without a detector, or one that cannot work with it (`Response.prepare`), a detector that
+            was fitted to other images or classes, or a name that is no part of a path.
     """
     limits = limits or Limits()
     guard = Guard(Defence(victim, detector, response), office, limits)
@@ -111,9 +127,15 @@ def create_app(
         await guard.batcher.close()
         guard.office.spent.close()
 
-    async def reply(images: Tensor, stamps: list[str]) -> list[Reply]:
+    # For /docs alone: the guard reads the key, and says more than FastAPI does of one that is missing.
+    key_in_docs = APIKeyHeader(name=API_KEY, auto_error=False) if guard.accounts else lambda: None
+
+    async def admitted(request: Request, _: Annotated[str | None, Depends(key_in_docs)]) -> str:
+        return await guard.admit(request.headers)
+
+    async def reply(images: Tensor, stamps: list[str], account: str) -> list[Reply]:
         try:
-            replies = await guard.reply(images, stamps)
+            replies = await guard.reply(images, stamps, account)
         except ApiError as error:
             if error.status == 403:
                 metrics.stamps.labels(error.code).inc()
@@ -135,10 +157,12 @@ def create_app(
         responses=schema.ERRORS,
         response_model_exclude_none=True,
     )
-    async def predict(form: Annotated[ImageForm, Form(media_type="multipart/form-data")]) -> schema.Results:
+    async def predict(
+        form: Annotated[ImageForm, Form(media_type="multipart/form-data")], account: Annotated[str, Depends(admitted)]
+    ) -> schema.Results:
         files = [await file.read() for file in form.image]
         images = await asyncio.to_thread(_decoded, files, victim.image_shape)
-        return schema.Results(results=[r._asdict() for r in await reply(images, form.stamp)])
+        return schema.Results(results=[r._asdict() for r in await reply(images, form.stamp, account)])
 
     @app.get("/v1/model", summary="What the service takes and names")
     async def model() -> schema.Model:
@@ -148,7 +172,7 @@ def create_app(
     async def prometheus():
         return Response(generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    app.include_router(open_inference(reply, victim, limits.images, name))
+    app.include_router(open_inference(admitted, reply, victim, limits.images, name))
     app.add_middleware(BodyLimits, limits=limits)
     app.add_middleware(CountRequests, metrics=metrics)  # outside the other: what that refuses is counted too
     app.add_exception_handler(ApiError, _api_error)

@@ -16,18 +16,20 @@ class QueueFull(RuntimeError):
 
 @dataclass
 class Job:
-    """One request: its images, whether each is paid for, and where its results go."""
+    """One request: its images, whether each is paid for, who sent it, and where its results go."""
 
     images: Tensor
     paid: Tensor
+    account: str
     done: asyncio.Future
 
 
 class Batcher:
-    """A queue in front of one thread that computes. Nobody waits for a batch to fill: what is there is taken.
+    """A queue in front of one thread that computes. Nobody waits for a batch to fill: what is there is taken, in its
+    order.
 
     Args:
-        compute: images uint8 [N, C, H, W] and bool [N] -> tensors of N rows each.
+        compute: images uint8 [N, C, H, W], bool [N] and N accounts -> tensors of N rows each.
         most_images: of one batch, and so of one request.
         capacity: images that may wait or be in work.
     """
@@ -50,7 +52,7 @@ class Batcher:
         self._pump.cancel()
         self._thread.shutdown()
 
-    async def submit(self, images: Tensor, paid: Tensor) -> tuple[Tensor, ...]:
+    async def submit(self, images: Tensor, paid: Tensor, account: str) -> tuple[Tensor, ...]:
         """The rows of these images. A caller that is cancelled leaves its place in the queue to be skipped.
 
         Raises:
@@ -59,7 +61,7 @@ class Batcher:
         """
         if self.pending + len(images) > self.capacity:
             raise QueueFull(f"{self.pending} images are waiting, the queue takes {self.capacity}")
-        job = Job(images, paid, asyncio.get_running_loop().create_future())
+        job = Job(images, paid, account, asyncio.get_running_loop().create_future())
         self.pending += len(images)
         self._waiting.append(job)
         self._wake.set()
@@ -74,8 +76,9 @@ class Batcher:
                 self._wake.clear()
                 continue
             images, paid = torch.cat([job.images for job in jobs]), torch.cat([job.paid for job in jobs])
+            accounts = [job.account for job in jobs for _ in job.images]
             try:
-                columns = await loop.run_in_executor(self._thread, self._compute, images, paid)
+                columns = await loop.run_in_executor(self._thread, self._compute, images, paid, accounts)
             except Exception as error:
                 for job in jobs:
                     if not job.done.done():

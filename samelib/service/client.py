@@ -11,6 +11,7 @@ from torch import Tensor
 
 from samelib.data.image_set import check_queries, to_uint8
 from samelib.gateway import BudgetExceeded, Gateway
+from samelib.service.intake import API_KEY
 from samelib.service.stamps import solve
 
 BUSY = (429, 503)
@@ -19,6 +20,10 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 class RemoteError(RuntimeError):
     """The service cannot be reached, or refused a request as a whole; what it answered before is in the log."""
+
+
+class Banned(RemoteError):
+    """The service answers this account no more."""
 
 
 def as_png(image: Tensor) -> bytes:
@@ -30,7 +35,8 @@ def as_png(image: Tensor) -> bytes:
 
 
 class RemoteGateway(Gateway):
-    """The same door as QueryGateway, over HTTP: images leave as PNG files, challenges are solved on the way.
+    """The same door as QueryGateway, over HTTP: images leave as PNG files, challenges are solved on the way. Where the
+    account is banned, its queries are refused, and counted, like others.
 
     The log holds for each query the hashes that it cost, and in `seconds` how long its request took, work included.
 
@@ -39,18 +45,27 @@ class RemoteGateway(Gateway):
         budget: how many queries may be asked; None for no limit.
         most_bits: the hardest puzzle that is solved (2^most_bits hashes on average).
         patience: seconds to go on asking a busy service, and to wait for any answer.
+        api_key: names the account, for a service that goes by accounts.
 
     Raises:
         RemoteError: there is no such service.
         ValueError: a budget below 1.
     """
 
-    def __init__(self, url: str, budget: int | None = None, most_bits: int = 24, patience: float = 30.0):
+    def __init__(
+        self,
+        url: str,
+        budget: int | None = None,
+        most_bits: int = 24,
+        patience: float = 30.0,
+        api_key: str | None = None,
+    ):
         self.most_bits, self.patience = most_bits, patience
         # A connection that rested for as long as the service keeps it might be closed while a request is on its way.
         resting = httpx.Limits(keepalive_expiry=2.0)
         proxied = httpx.URL(url).host not in LOOPBACK  # HTTP_PROXY and its kin are for other machines
-        self._http = httpx.Client(base_url=url, timeout=patience, limits=resting, trust_env=proxied)
+        headers = {} if api_key is None else {API_KEY: api_key}
+        self._http = httpx.Client(base_url=url, timeout=patience, limits=resting, trust_env=proxied, headers=headers)
         model = self._sent("GET", "/v1/model")
         try:
             shape, classes, self.most_images = model["image_shape"], model["classes"], model["most_images"]
@@ -94,7 +109,10 @@ class RemoteGateway(Gateway):
 
     def _predict(self, images: Tensor, stamps: Sequence[str]) -> list[dict]:
         files = [("image", ("image.png", as_png(image), "image/png")) for image in images]
-        return self._sent("POST", "/v1/predict", files=files, data={"stamp": list(stamps)})["results"]
+        try:
+            return self._sent("POST", "/v1/predict", files=files, data={"stamp": list(stamps)})["results"]
+        except Banned:
+            return [{"status": "refused"}] * len(images)
 
     def _sent(self, method: str, path: str, **content) -> dict:
         """The JSON of a good answer; a busy service is asked again until the patience ends."""
@@ -109,7 +127,9 @@ class RemoteGateway(Gateway):
                 break
             time.sleep(pause)
         if answer.status_code != 200:
-            raise RemoteError(f"{self._http.base_url} refused the request ({answer.status_code}): {_reason(answer)}")
+            kind = Banned if answer.status_code == 403 and _said(answer, "code") == "banned" else RemoteError
+            reason = _said(answer, "error") or answer.text[:200]
+            raise kind(f"{self._http.base_url} refused the request ({answer.status_code}): {reason}")
         try:
             return answer.json()
         except ValueError as error:
@@ -131,8 +151,9 @@ def _pause(answer: httpx.Response) -> int:
     return int(said) if said.isdecimal() and len(said) < 10 else 1
 
 
-def _reason(answer: httpx.Response) -> str:
+def _said(answer: httpx.Response, name: str) -> str:
+    """What a refusal of a service says under that name; nothing where it is no such refusal."""
     try:
-        return answer.json()["error"]
+        return str(answer.json()[name])
     except (ValueError, KeyError, TypeError):
-        return answer.text[:200]
+        return ""

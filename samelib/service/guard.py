@@ -1,15 +1,17 @@
-"""A Defence behind a queue, with the stamps of its proof of work."""
+"""A Defence behind a queue, with the stamps of its proof of work and the door that banned accounts find closed."""
 
 import asyncio
 import secrets
 from typing import NamedTuple
 
 import torch
+from starlette.datastructures import Headers
 from torch import Tensor
 
+from samelib.accounts import AccountBook, AccountsFull
 from samelib.gateway import Defence
 from samelib.service.batching import Batcher, QueueFull
-from samelib.service.intake import ApiError, Limits
+from samelib.service.intake import ApiError, Limits, api_key
 from samelib.service.stamps import Challenge, SpentFull, StampError, StampOffice, query_digest
 
 
@@ -37,27 +39,50 @@ class Guard:
         defence: victim, detector and response.
         office: gives out challenges and takes stamps; by default one whose secret dies with it.
         limits: of a batch, of the queue, and of the wait for an answer.
+
+    Attributes:
+        accounts: where the response keeps accounts; None: it does not go by them.
     """
 
     def __init__(self, defence: Defence, office: StampOffice | None, limits: Limits):
         self._defence, self._seconds = defence, limits.answer_seconds
         self.office = office or StampOffice(secrets.token_bytes(32))
+        response = defence.response
+        self.accounts: AccountBook | None = response.accounts if response and response.by_account else None
         self.batcher = Batcher(self._judge, limits.images, limits.queue)
 
-    def _judge(self, images: Tensor, paid: Tensor) -> tuple[Tensor, ...]:
+    def _judge(self, images: Tensor, paid: Tensor, accounts: list[str]) -> tuple[Tensor, ...]:
         """Answers [N, K], p-values [N] (NaN where nothing was scored), refused [N] and bits [N], in the model's thread."""
-        verdict = self._defence.judge(images, paid)
+        verdict = self._defence.judge(images, paid, accounts)
         p_values = torch.full([len(images)], torch.nan) if verdict.p_values is None else verdict.p_values
         return tuple(part.cpu() for part in (verdict.answers, p_values, verdict.refused, verdict.bits))
 
     def warm_up(self) -> None:
-        """Judges the smallest and the largest batch once: the first user does not pay for what is loaded lazily."""
-        for count in (1, self.batcher.most_images):
-            images = torch.zeros(count, *self._defence.victim.image_shape, dtype=torch.uint8)
-            self._judge(images, torch.zeros(count, dtype=torch.bool))
+        """Judges the smallest and the largest batch once: the first user does not pay for what is loaded lazily.
 
-    async def reply(self, images: Tensor, stamps: list[str]) -> list[Reply]:
-        """What becomes of images uint8 [N, C, H, W] that came with these stamps (empty where there was none).
+        Without the response: these are nobody's queries.
+        """
+        defence = Defence(self._defence.victim, self._defence.detector)
+        for count in (1, self.batcher.most_images):
+            defence.judge(torch.zeros(count, *defence.victim.image_shape, dtype=torch.uint8))
+
+    async def admit(self, headers: Headers) -> str:
+        """The account of a request, before anything is computed for it; "" where the response goes by none.
+
+        Raises:
+            ApiError: 400 or 401 for its key (see `api_key`), 403 for a banned account.
+        """
+        if self.accounts is None:
+            return ""
+        key = api_key(headers)
+        banned = await asyncio.to_thread(self.accounts.find_banned, key)
+        if banned:
+            words = f"account {banned.label} is banned; write to whoever runs this service, and name it"
+            raise ApiError(403, "banned", words)
+        return key
+
+    async def reply(self, images: Tensor, stamps: list[str], account: str) -> list[Reply]:
+        """What becomes of images uint8 [N, C, H, W] that an account sent with these stamps (empty where there is none).
 
         Raises:
             ApiError: 403, 422, 429, 503 or 504. All stamps of a request are spent, or none: then and only then it is
@@ -70,7 +95,7 @@ class Guard:
         try:
             challenges = await asyncio.to_thread(self._check, images, stamps) if any(stamps) else []
             async with asyncio.timeout(self._seconds):
-                rows = await self.batcher.submit(images, torch.tensor([bool(stamp) for stamp in stamps]))
+                rows = await self.batcher.submit(images, torch.tensor([bool(stamp) for stamp in stamps]), account)
             if challenges:
                 await asyncio.to_thread(self.office.spend, challenges)
         except StampError as error:
@@ -79,6 +104,9 @@ class Guard:
             raise ApiError(429, "busy", "too many images are waiting; try again later", retry_after=1) from error
         except SpentFull as error:
             raise ApiError(503, "stamps_full", "too many stamps were spent; try again later", retry_after=60) from error
+        except AccountsFull as error:
+            words = "there is no place for a new account; write to whoever runs this service"
+            raise ApiError(503, "accounts_full", words, retry_after=60) from error
         except TimeoutError as error:
             raise ApiError(504, "timeout", "the answer took too long; nothing was spent", retry_after=1) from error
         return [self._reply(*row) for row in zip(images, *rows, strict=True)]

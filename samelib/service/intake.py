@@ -10,6 +10,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+API_KEY = "X-API-Key"
+LONGEST_KEY = 256  # characters
 _MODES = {1: ("1", "L"), 3: ("L", "P", "RGB")}  # Pillow's modes that an image of so many channels may come in
 
 
@@ -63,9 +65,26 @@ class ApiError(Exception):
         """The refusal over HTTP: `error` is a text, as the Open Inference Protocol has it."""
         body = {"error": str(self), "code": self.code} | ({} if self.image is None else {"image": self.image})
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "APIKey"
         if self.status in (408, 500):  # not after 413: a connection closed while the client sends may lose the answer
             headers["Connection"] = "close"
         return JSONResponse(body, self.status, headers)
+
+
+def api_key(headers: Headers) -> str:
+    """The account that a request names in its header X-API-Key.
+
+    Raises:
+        ApiError: 401 without one; 400 for several, for one of more than 256 characters, or not printable ASCII.
+    """
+    keys = headers.getlist(API_KEY)
+    if not any(keys):
+        raise ApiError(401, "no_key", f"this service answers known accounts; send your API key as the header {API_KEY}")
+    if len(keys) > 1 or len(keys[0]) > LONGEST_KEY or not (keys[0].isascii() and keys[0].isprintable()):
+        words = f"the header {API_KEY} has one API key, of at most {LONGEST_KEY} printable ASCII characters"
+        raise ApiError(400, "bad_key", words)
+    return keys[0]
 
 
 class BodyLimits:

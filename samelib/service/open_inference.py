@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Annotated, Any, Literal
 
 import torch
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 from torch import Tensor
 
@@ -124,9 +124,17 @@ def output_tensors(replies: list[Reply], classes: int) -> list[OutputTensor]:
 
 
 def open_inference(
-    reply: Callable[[Tensor, list[str]], Awaitable[list[Reply]]], victim: Victim, most_images: int, name: str
+    admitted: Callable[..., Awaitable[str]],
+    reply: Callable[[Tensor, list[str], str], Awaitable[list[Reply]]],
+    victim: Victim,
+    most_images: int,
+    name: str,
 ) -> APIRouter:
     """The routes under /v2, for one model of that name.
+
+    Args:
+        admitted: a dependency: the account of a request.
+        reply: images, their stamps and the account -> what becomes of them.
 
     Raises:
         ValueError: the name is no part of a path.
@@ -173,9 +181,9 @@ def open_inference(
         responses=ERRORS,
         response_model_exclude_none=True,
     )
-    async def infer(request: InferRequest) -> InferResponse:
+    async def infer(request: InferRequest, account: Annotated[str, Depends(admitted)]) -> InferResponse:
         images, stamps = await asyncio.to_thread(read_inputs, request, victim.image_shape, most_images)
-        tensors = output_tensors(await reply(images, stamps), victim.classes)
+        tensors = output_tensors(await reply(images, stamps, account), victim.classes)
         if request.outputs is not None:
             tensors = [tensor for tensor in tensors if tensor.name in {output.name for output in request.outputs}]
         return InferResponse(model_name=name, id=request.id, outputs=tensors)

@@ -10,6 +10,7 @@ Send images, get the probabilities of the classes: image files to `/v1/predict`,
 to `/v2`. The service may answer a strange image with `refused`; or any image with a `challenge`, a proof of work: find a
 whole number such that SHA-256 of the text CHALLENGE.NUMBER (challenge, dot, decimal number) begins with `bits` zero bits,
 and send the image again with that text as its stamp. A stamp is good once, for that image, for a few minutes.
+A service that goes by accounts wants your API key in the header `X-API-Key`.
 `samelib.service.client.RemoteGateway` does all this.
 """
 
@@ -60,14 +61,15 @@ class Error(BaseModel):
 
 
 _ERRORS = {
-    400: "The body cannot be read",
-    403: "A stamp is refused: malformed, forged, expired, mismatched, unsolved or spent",
+    400: "The body, or the API key, cannot be read",
+    401: "There is no API key, and the service goes by accounts",
+    403: "A stamp is refused: malformed, forged, expired, mismatched, unsolved or spent; or the account is banned",
     408: "The body came too slowly",
     413: "Too many bytes",
     422: "The body is not what the service takes",
     429: "Too many images are waiting; Retry-After says for how many seconds",
     500: "A fault of the service",
-    503: "Too many connections or spent stamps",
+    503: "Too many connections, spent stamps or accounts",
     504: "The answer took too long",
 }
 ERRORS = {status: {"model": Error, "description": words} for status, words in _ERRORS.items()}

@@ -1,0 +1,152 @@
+import math
+
+import pytest
+import torch
+from conftest import TINY_SAME, fit_beside
+from scipy import stats
+
+from samelib import load_group, train_victim
+from samelib.detectors.same import SameDetector
+from samelib.detectors.views import PRIOR, VIEWS, SamePlus, Tail, class_means, combined, complementary_masks
+from samelib.metrics import auroc
+from samelib.models.classifiers import Victim
+from samelib.models.mae import patchify
+from samelib.store import ArtifactError, ArtifactStore
+
+
+@pytest.fixture(scope="module")
+def plus(group, victim, store) -> SamePlus:
+    return fit_beside(SamePlus(TINY_SAME, views=VIEWS), group, victim, store)
+
+
+@pytest.mark.parametrize(("tokens", "ratio", "passes"), [(49, 0.75, 4), (16, 0.75, 4), (64, 0.5, 2), (49, 0, 1)])
+def test_every_patch_is_visible_in_exactly_one_pass(tokens, ratio, passes):
+    masks = complementary_masks(tokens, ratio, seed=0)
+    assert len(masks) == passes
+    shown = torch.zeros(tokens)
+    for noise, keep in masks:
+        shown[noise.argsort(stable=True)[:keep]] += 1
+    assert (shown == 1).all()
+
+
+def test_a_look_is_what_the_passes_say_one_by_one(plus, group):
+    x = group.benign_test[:3].pixels()
+    look = plus.look(x)
+    visible, hidden = torch.zeros_like(look.visible), torch.zeros_like(look.hidden)
+    masks = complementary_masks(plus.mae.tokens, 0.75, plus.seed)
+    for noise, keep in masks:
+        reconstruction, mask = plus.mae(x, noise.expand(3, -1), 1 - keep / plus.mae.tokens)
+        residual = (patchify(x, 7) - patchify(reconstruction, 7)).square().mean(2)
+        visible += residual * (1 - mask)
+        hidden += residual * mask / (len(masks) - 1)
+    assert torch.allclose(look.visible, visible, atol=1e-5) and torch.allclose(look.hidden, hidden, atol=1e-5)
+    assert torch.allclose(look.answers, plus.victim(x))
+    assert look.latent.shape == (3, 48) and look.features.norm(dim=1).allclose(torch.ones(3))
+
+
+def test_a_score_does_not_depend_on_its_batch(plus, group):
+    x = group.proxy[:20].pixels()
+    whole = plus.score(x)
+    assert torch.allclose(whole[7:9], plus.score(x[7:9]), rtol=1e-4, atol=1e-4)
+
+
+def test_the_models_are_those_of_same(plus, group, victim, store, tmp_path):
+    again = fit_beside(SamePlus(TINY_SAME), group, victim, ArtifactStore(tmp_path, store.root))
+    assert again.cards["mae"]["sha256"] == plus.cards["mae"]["sha256"]
+    assert [path for path, _ in ArtifactStore(tmp_path).entries()] == []
+    same = fit_beside(SameDetector(TINY_SAME), group, victim, store)
+    assert same.cards["auxiliary"]["sha256"] == plus.cards["auxiliary"]["sha256"]
+
+
+def test_a_strange_query_is_flagged_and_the_view_that_saw_it_named(plus, group):
+    noise = torch.rand(30, 1, 28, 28, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    assert plus.flag(noise).all()
+    assert set(plus.seen_by(noise)) <= set(VIEWS)
+    assert plus.seen_by(noise) == [tuple(VIEWS)[i] for i in plus.surprises(noise).argmax(1)]
+
+
+def test_five_percent_are_five_percent(group, victim, store):
+    flagged = fit_beside(SamePlus(TINY_SAME), group, victim, store).flag(group.benign_test.pixels())
+    # The rate that this calibration set gives is random itself: Beta(k, n + 1 - k) of n = 96 images.
+    low, high = stats.betabinom(150, 4, 93).interval(0.999)
+    assert low <= int(flagged.sum()) <= high
+
+
+@pytest.mark.parametrize("name", ["glyphs", pytest.param("mnist", marks=pytest.mark.data)])
+def test_five_percent_are_five_percent_at_lecture_tier(name, request):
+    if name == "mnist":
+        request.getfixturevalue("real_data")
+    group = load_group(name)
+    plus = SamePlus.preset("lecture", group.image_shape)
+    plus.fit(group.victim_train, group.calibration, train_victim(group))
+    flagged = plus.flag(group.benign_test[:1000].pixels())
+    low, high = stats.betabinom(1000, 40, 761).interval(0.999)
+    assert low <= int(flagged.sum()) <= high
+
+
+def test_tails_go_on_where_ranks_end():
+    tail = Tail().fit(torch.arange(100.0))
+    assert tail(torch.tensor([-1.0, 49.5])).exp().reciprocal().tolist() == pytest.approx([1.0, 51 / 101])
+    far = tail(torch.tensor([89.0, 95.0, 120.0, 1000.0]))
+    assert (far.diff() > 0).all() and far.isfinite().all()
+    start, excess = 89.0, 5.5  # the mean of 1 .. 10 above it
+    assert float(tail(torch.tensor([start + excess])) - tail(torch.tensor([start]))) == pytest.approx(1.0)
+
+
+def test_combinations_by_hand():
+    surprises = -torch.tensor([[0.01, 0.5], [0.04, 0.02]], dtype=torch.float64).log()
+    assert combined(surprises, "minimum").exp().tolist() == pytest.approx([100.0, 50.0])
+    assert combined(surprises, "fisher").exp().tolist() == pytest.approx([200.0, 1250.0])
+    cauchy = [(math.tan(0.49 * math.pi) + 0) / 2, (math.tan(0.46 * math.pi) + math.tan(0.48 * math.pi)) / 2]
+    assert combined(surprises, "cauchy").sinh().tolist() == pytest.approx(cauchy)
+    extreme = torch.tensor([[0.0, 800.0], [0.0, 20.0]], dtype=torch.float64)
+    for name in ("minimum", "fisher", "cauchy"):
+        assert combined(extreme, name).isfinite().all() and combined(extreme, name)[0] > combined(extreme, name)[1]
+
+
+def test_classes_with_few_images_borrow_from_all():
+    values = torch.tensor([[0.0], [0.0], [6.0]])
+    answers = torch.eye(3)[torch.tensor([0, 0, 1])]  # the third class is never answered
+    means = class_means(values, answers)[:, 0]
+    assert means.tolist() == pytest.approx([PRIOR * 2 / (2 + PRIOR), (6 + PRIOR * 2) / (1 + PRIOR), 2.0])
+
+
+def test_a_victim_that_never_answers_a_class(group, store):
+    def two_of_ten(x):
+        return torch.eye(10)[(x.flatten(1).mean(1) > x.mean()).long()]
+
+    plus = fit_beside(SamePlus(TINY_SAME), group, Victim(two_of_ten, group.image_shape, 10), store)
+    assert plus.score(group.proxy.pixels()).isfinite().all()
+
+
+def test_saved_and_loaded(plus, group, tmp_path):
+    x = group.proxy[:10].pixels()
+    loaded = SamePlus.load(plus.save(tmp_path / "plus"))
+    assert torch.equal(loaded.score(x), plus.score(x)) and loaded.threshold == plus.threshold
+    assert loaded.seen_by(x) == plus.seen_by(x)
+    with pytest.raises(ArtifactError, match="holds a same-plus, not a same-detector"):
+        SameDetector.load(tmp_path / "plus")
+
+
+def test_what_cannot_be_combined(group, victim):
+    with pytest.raises(ValueError, match="views must be some of .* got telepathy"):
+        SamePlus(TINY_SAME, views=["telepathy"])
+    with pytest.raises(ValueError, match="got none"):
+        SamePlus(TINY_SAME, views=[])
+    with pytest.raises(ValueError, match="combination must be one of"):
+        SamePlus(TINY_SAME, combination="sum")
+    few = group.calibration[:60]
+    with pytest.raises(ValueError, match="need 100 calibration images or more, got 60"):
+        SamePlus(TINY_SAME).fit(group.victim_train, few, victim)
+
+
+def test_jbda_as_published_is_caught_on_glyphs():
+    """Small steps everywhere, also on the paper around the digit: the mean residual hardly moves, its place does."""
+    group = load_group("glyphs")
+    victim = train_victim(group)
+    plus = SamePlus.preset("lecture", group.image_shape).fit(group.victim_train, group.calibration, victim)
+    benign = group.benign_test[:200].pixels()
+    x = group.benign_test[200:400].pixels().requires_grad_()
+    victim.model(x).amax(1).sum().backward()
+    stepped = (x.detach() + 0.1 * x.grad.sign()).clamp(-1, 1)
+    assert auroc(plus.score(benign), plus.score(stepped)) > 0.95
