@@ -37,7 +37,7 @@ TABLES: dict[str, Callable[[pd.DataFrame], str]] = {
     "controls": detection.controls_table,
     "accounts": accounts.accounts_table,
     "attacks": lambda frame: detection.attack_table(frame, frame["label"].dropna().unique().tolist()),
-    "adaptive": lambda frame: f"{adaptive.adaptive_table(frame)}\n\n{adaptive.alarm_table(frame)}",
+    "adaptive": lambda frame: f"{adaptive.adaptive_table(frame)}\n\n{adaptive.by_account_table(frame)}",
     "prices": adaptive.prices_table,
 }
 FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {

@@ -17,15 +17,16 @@ from reproduction.detection import DETECTORS
 from reproduction.lab import Bench, parts_of_log
 from reproduction.plan import (
     ALARM,
-    ALARM_ACCOUNTS,
     ALL_RESPONSES,
+    BAN,
     BENIGN,
     BITS,
+    BY_ACCOUNT,
     IN_DISTRIBUTION,
     KNOCKOFF,
-    PRADA,
     REFUSALS,
     SAME,
+    SAME_PLUS,
     WHITE_BOX,
     WORK,
     Cell,
@@ -44,6 +45,7 @@ from samelib.presets import evaluation
 from samelib.responses import Reject, draw_hashes
 from samelib.training import seed_of
 
+WATCHERS = DETECTORS | {"SamePlus": SAME_PLUS}
 MARKERS = "osD^vP"
 SHORT = {str(REFUSALS): "bandit, refusals", str(BITS): "bandit, bits"}
 
@@ -77,7 +79,7 @@ def measure(bench: Bench, cell: Cell) -> Iterator[dict]:
 
 
 def _service(bench: Bench, cell: Cell) -> Gateway:
-    """The gateway, or one for each account. A response to accounts gets its own here."""
+    """The gateway, or one for each account; no two of them share a book of accounts."""
     victim, response, count = bench.victim(cell.detector), ALL_RESPONSES[cell.response], cell.accounts
     budgets = [cell.budget // count + (number < cell.budget % count) for number in range(count)]
     if cell.response == ALARM:
@@ -113,7 +115,7 @@ def attacker(bench: Bench, cell: Cell) -> Attack:
 
 def _evading(bench: Bench, cell: Cell) -> ImageSet:
     """The proxy images that are asked, moved down the gradient of this detector's score; kept in the store, for they
-    are the same under every response. A detector that is not SAME itself needs a differentiable score of its own here."""
+    are the same under every response."""
     proxy = bench.group.proxy.shuffled(bench.seed)[: cell.budget]
     detector = bench.detector(cell.detector)
     evasion = Evasion(expected_score(detector, seed=bench.seed), cell.attack.epsilon)
@@ -146,9 +148,10 @@ def _reading(log: QueryLog, hashes: Tensor | None, chosen: Tensor, benign: Tenso
 # Tables and figures
 
 
-def met(frame: pd.DataFrame, response: str, detector: DetectorVariant, label: str, accounts: int = 1) -> pd.DataFrame:
-    """One row a seed and point of the budget: the attacker of that label in front of that detector and response."""
-    fields = {"response": response, "label": label, "accounts": accounts} | detector._asdict()
+def met(frame: pd.DataFrame, response: str, detector: DetectorVariant, label: str) -> pd.DataFrame:
+    """One row a seed, number of accounts and point of the budget: the attacker of that label in front of that detector
+    and response."""
+    fields = {"response": response, "label": label} | detector._asdict()
     return select(frame, experiment="adaptive", **fields).sort_values(["queries", "seed"])
 
 
@@ -164,7 +167,7 @@ def _rejects(frame: pd.DataFrame) -> list[str]:
 def adaptive_table(frame: pd.DataFrame) -> str:
     """Each attacker in front of each detector: AUROC, queries answered and the copy's fidelity at each rate."""
     rejects, lines = _rejects(frame), []
-    for label, (name, detector) in product(_labels(frame, *rejects), DETECTORS.items()):
+    for label, (name, detector) in product(_labels(frame, *rejects), WATCHERS.items()):
         found = [met(frame, response, detector, label) for response in rejects]
         if all(len(rows) for rows in found):
             figures = [spread(rows[word]) for rows in found for word in ("answered", "substitute_fidelity")]
@@ -173,13 +176,15 @@ def adaptive_table(frame: pd.DataFrame) -> str:
     return markdown(["queries", "detector", "AUROC", *words], lines, 2)
 
 
-def alarm_table(frame: pd.DataFrame) -> str:
-    """Attackers in front of PRADA, from one account and from several."""
+def by_account_table(frame: pd.DataFrame) -> str:
+    """Attackers, and honest users, where accounts are watched, from one of them and from several."""
     lines = []
-    for label, accounts in product(_labels(frame, ALARM), ALARM_ACCOUNTS):
-        rows = met(frame, ALARM, PRADA, label, accounts)
-        lines.append([label, accounts, spread(rows["answered"]), spread(rows["substitute_fidelity"])])
-    return markdown(["queries", "accounts", "answered", "fidelity"], lines)
+    for (detector, response), label in product(BY_ACCOUNT, _labels(frame, ALARM, BAN)):
+        rows = met(frame, response, detector, label)
+        for accounts, found in rows.groupby("accounts"):
+            figures = spread(found["answered"]), spread(found["substitute_fidelity"])
+            lines.append([label, f"{detector}, {response}", accounts, *figures])
+    return markdown(["queries", "watched by", "accounts", "answered", "fidelity"], lines, 2)
 
 
 def prices_table(frame: pd.DataFrame) -> str:
@@ -202,7 +207,7 @@ def adaptive_figure(frame: pd.DataFrame) -> Figure:
     for axis, word, title in zip(
         axes, ("auroc", "substitute_fidelity"), ("AUROC", "fidelity of the copy"), strict=True
     ):
-        for number, (name, detector) in enumerate(DETECTORS.items()):
+        for number, (name, detector) in enumerate(WATCHERS.items()):
             found = [100 * met(frame, response, detector, label)[word] for label in labels]
             if any(map(len, found)):
                 _dots(axis, found, name, number)

@@ -12,7 +12,7 @@ from samelib.data.groups import COLOUR, SOURCES
 from samelib.detectors.controls import CONTROLS
 from samelib.detectors.posthoc import METHODS
 from samelib.presets import TIERS, Preset, preset
-from samelib.responses import ProofOfWork, Reject, Response
+from samelib.responses import BanAccount, ProofOfWork, Reject, Response
 from samelib.training import TrainSettings
 
 
@@ -218,13 +218,13 @@ RESPONSES: dict[str, Response | None] = {
 }
 OVER_HTTP = ("no response", "reject 5 %", "proof of work")
 COARSE_WORK = "proof of work, steps of 5 bits"
-ALARM = "refuse from the alarm on"  # PRADA's, which watches accounts and decides on no single query
-ALARM_ACCOUNTS = (1, 10)
 WORK = ("proof of work", COARSE_WORK)
-# What attackers who know are met with; a response to accounts has its place here too.
-ALL_RESPONSES = RESPONSES | {COARSE_WORK: ProofOfWork(step=5), ALARM: None}
-# In front of whom, and what is done at benign 1 and 5 %: further detectors are added here.
-GUARDS = tuple(product((SAME, SAME_MASK_0, *BASELINES), ("reject 1 %", "reject 5 %")))
+ALARM = "refuse from the alarm on"  # PRADA's, which watches accounts and decides on no single query
+BAN = "ban at 1 in 1,000"
+ALL_RESPONSES = RESPONSES | {COARSE_WORK: ProofOfWork(step=5), ALARM: None, BAN: BanAccount(delta=0.001)}
+# Attackers who know meet these at benign 1 and 5 %, and those where accounts are watched.
+GUARDS = tuple(product((SAME, SAME_MASK_0, SAME_PLUS, *BASELINES), ("reject 1 %", "reject 5 %")))
+BY_ACCOUNT = ((PRADA, ALARM), (SAME, BAN), (SAME_PLUS, BAN))
 
 
 class Scale(NamedTuple):
@@ -239,6 +239,7 @@ class Scale(NamedTuple):
         adaptive_queries: of each attacker who knows.
         guards: the detectors and responses that they meet.
         knowing: who they are.
+        accounts: among how many their queries are dealt out, where accounts are watched.
     """
 
     widths: tuple[int, ...]
@@ -250,12 +251,13 @@ class Scale(NamedTuple):
     adaptive_queries: int = 2_000
     guards: tuple[tuple[DetectorVariant, str], ...] = GUARDS
     knowing: tuple[AttackVariant, ...] = KNOWING
+    accounts: tuple[int, ...] = (1, 10, 100)
 
 
 SCALES = {
     "smoke": Scale(
         (24, 48), small_budgets=False, http_queries=10, seen=((None, 1_000),), adaptive_queries=220,
-        guards=((SAME, "reject 5 %"),), knowing=(KNOCKOFF, PREPROCESSED, REFUSALS, IN_DISTRIBUTION, INK_JBDA),
+        guards=((SAME, "reject 5 %"),), knowing=(KNOCKOFF, PREPROCESSED, REFUSALS, INK_JBDA), accounts=(10,),
     ),
     "lecture": Scale(
         (24, 48, 96),
@@ -358,11 +360,11 @@ def _responses(names: Iterable[str], transport: str) -> Callable[[Preset, Scale]
 
 def _adaptive(p: Preset, s: Scale) -> Plan:
     for detector, response in s.guards:
-        attacks = [attack for attack in s.knowing if attack != WHITE_BOX or detector.detector == "same"]
+        attacks = [attack for attack in s.knowing if attack != WHITE_BOX or detector.detector in ("same", "same_plus")]
         yield from _met(s, detector, response, (BENIGN, *attacks))
-    for accounts in ALARM_ACCOUNTS:
-        attacks = [attack for attack in (KNOCKOFF, MIXED[-1], JBDA, INK_JBDA) if attack in s.knowing]
-        yield from _met(s, PRADA, ALARM, (BENIGN, *attacks), accounts)
+    attacks = (KNOCKOFF, PREPROCESSED, MIXED[-1], IN_DISTRIBUTION, JBDA, INK_JBDA)
+    for (detector, response), accounts in product(BY_ACCOUNT, s.accounts):
+        yield from _met(s, detector, response, (BENIGN, *(a for a in attacks if a in s.knowing)), accounts)
 
 
 def _prices(p: Preset, s: Scale) -> Plan:

@@ -30,6 +30,7 @@ from samelib.data.image_set import ImageSet, to_float
 from samelib.data.synthetic import shapes
 from samelib.detectors.base import Detector
 from samelib.detectors.same import SameDetector
+from samelib.detectors.views import CHOSEN, COMBINATION, SamePlus
 from samelib.gateway import BudgetExceeded, QueryGateway
 from samelib.models.classifiers import Victim, predict
 from samelib.presets import preset
@@ -192,6 +193,15 @@ def test_evasion_lowers_the_score_within_epsilon(group, detector):
     assert torch.equal(Evasion(expected_score(detector), 24, 6)(own).images, evaded.images)
 
 
+def test_evasion_of_every_view_at_once(group, victim, store):
+    views = SamePlus(TINY_SAME, 0, CHOSEN, COMBINATION).fit(group.victim_train, group.calibration, victim, store=store)
+    own, score = group.proxy[:60], expected_score(views)
+    assert not torch.equal(score(own.pixels()), score(own.pixels())), "fresh masks"
+    evaded = Evasion(score, epsilon=24, steps=6)(own)
+    assert (evaded.images.int() - own.images.int()).abs().max() <= 24
+    assert float(views.score(evaded.images).mean()) < float(views.score(own.images).mean()) - 0.5
+
+
 def test_any_differentiable_score_will_do(toy):
     """Descending the mean pixel takes epsilon from each of them, and never leaves the range."""
     evaded = Evasion(lambda x: x.flatten(1).mean(1), epsilon=10, steps=4)(toy)
@@ -208,7 +218,7 @@ def test_a_detector_with_a_score_of_its_own_is_said():
         def score_received(self, x, answers=None):
             return x.flatten(1).mean(1)
 
-    with pytest.raises(ValueError, match="Other does not score by SAME's two terms; give Evasion a differentiable"):
+    with pytest.raises(ValueError, match="Other is not SAME; give Evasion a differentiable"):
         expected_score(Other(TINY_SAME))
 
 

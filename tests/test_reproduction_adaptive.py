@@ -12,14 +12,15 @@ from reproduction.adaptive import (
     PradaGateway,
     adaptive_figure,
     adaptive_table,
-    alarm_table,
     attacker,
+    by_account_table,
     measure,
     prices_figure,
     prices_table,
 )
 from reproduction.plan import (
     ALARM,
+    BAN,
     BARGAIN,
     BENIGN,
     EDM,
@@ -40,7 +41,7 @@ from samelib.attacks import Evasion, make_attack
 from samelib.detectors.prada import Prada
 from samelib.metrics import auroc
 from samelib.presets import preset
-from samelib.responses import ProofOfWork, Reject
+from samelib.responses import BanAccount, ProofOfWork, Reject
 from samelib.training import TrainSettings
 
 BUDGET = 60
@@ -133,6 +134,18 @@ def test_prada_refuses_from_its_alarm_on_and_sees_no_account_alone(bench, victim
     assert answered(1) == pytest.approx((first - 1) / 200) and answered(10) == 1
 
 
+def test_a_ban_ends_an_account_and_no_other(bench, detector, group, monkeypatch):
+    """With evidence that suffices at once: each of ten accounts is banned by itself, later than one that asks all."""
+    monkeypatch.setitem(adaptive.ALL_RESPONSES, BAN, BanAccount(delta=0.9, streams=("strangeness",)))
+
+    def refused(accounts: int) -> int:
+        (row,) = measure(bench, replace(cell(KNOCKOFF, BAN, SAME, accounts), budget=200))
+        assert "auroc" in row and row["queries"] == 200
+        return round(200 * (1 - row["answered"]))
+
+    assert refused(1) > refused(10) > 0
+
+
 def frame_of(cells, values) -> object:
     """Rows as `run` writes them, of made-up readings, for two seeds."""
     rows = []
@@ -147,10 +160,10 @@ def frame_of(cells, values) -> object:
 def test_tables_and_figures_have_a_line_for_everybody_who_was_measured():
     reading = {"queries": 60, "answered": 0.8, "substitute_fidelity": 0.6}
     watched = [cell(a, r, d) for a in (BENIGN, PREPROCESSED) for d in (SAME, EDM) for r in ("reject 1 %", "reject 5 %")]
-    alarmed = [cell(KNOCKOFF, ALARM, PRADA, accounts) for accounts in (1, 10)]
+    alarmed = [cell(KNOCKOFF, ALARM, PRADA), cell(KNOCKOFF, ALARM, PRADA, 10), cell(KNOCKOFF, BAN, SAME, 10)]
     paid = [cell(attack, response) for response in WORK for attack in (KNOCKOFF, BARGAIN)]
     points = [reading | {"queries": queries, "hashes": 1_000.0} for queries in (15, 30, 60)]
-    frame = frame_of([*watched, *alarmed, *paid], [[reading]] * 10 + [points] * 4)
+    frame = frame_of([*watched, *alarmed, *paid], [[reading]] * 11 + [points] * 4)
     table = adaptive_table(frame).splitlines()
     assert table[0].count("|") == 8 and [line.split(" | ")[:2] for line in table[2:]] == [
         ["| benign", "EDM"],
@@ -159,7 +172,9 @@ def test_tables_and_figures_have_a_line_for_everybody_who_was_measured():
         ["| knockoff-preprocessed", "SAME"],
     ]
     assert "| 80.0 ± 0.0 | 60.0 ± 0.0 |" in table[2]
-    assert alarm_table(frame).splitlines()[3] == "| knockoff | 10 | 80.0 ± 0.0 | 60.0 ± 0.0 |"
+    accounts = by_account_table(frame).splitlines()[2:]
+    assert accounts[1] == "| knockoff | prada, refuse from the alarm on | 10 | 80.0 ± 0.0 | 60.0 ± 0.0 |"
+    assert accounts[2] == "| knockoff | same, ban at 1 in 1,000 | 10 | 80.0 ± 0.0 | 60.0 ± 0.0 |" and len(accounts) == 3
     prices = prices_table(frame).splitlines()
     assert len(prices) == 2 + 2 * 2 * 3 and "| knockoff | 60 | 1,000 | 60,000 | 60.0 ± 0.0 |" in prices[4]
     for draw, axes in ((adaptive_figure, 2), (prices_figure, 2)):

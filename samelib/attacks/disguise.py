@@ -5,9 +5,10 @@ Each disguise maps the attacker's images to others, ImageSet -> ImageSet, and Kn
 all of them is whoever holds benign images themselves: `Knockoff(benign)`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from samelib.data.image_set import LEVELS, ImageSet, to_float, to_uint8
 from samelib.detectors.same import SameDetector, Terms, deviation, pass_noise, reconstruction_error
+from samelib.detectors.views import SamePlus, complementary_masks
 from samelib.models.mae import MaskedAutoencoder
 from samelib.presets import preset
 from samelib.store import ArtifactStore
@@ -280,7 +282,7 @@ class Evasion:
     Args:
         score: float [n, C, H, W] in [-1, 1] -> scores [n], differentiable; see `expected_score`.
         epsilon: the most levels, of 255, by which a pixel moves.
-        steps: how many steps, each of 2.5 epsilon / steps levels.
+        steps: how many steps, the first of 2.5 epsilon / steps levels, the last of one.
 
     Raises:
         ValueError: numbers that move nothing; in use, a score that is not one number an image, or has no gradient.
@@ -293,12 +295,13 @@ class Evasion:
 
     def __call__(self, images: ImageSet) -> ImageSet:
         parts = [self._moved(part.short()) for part in images.images.split(BATCH)]
-        return replace(images, images=torch.cat(parts)) if parts else images
+        return replace(images, images=torch.cat(parts))
 
     def _moved(self, start: Tensor) -> Tensor:
         low, high = (start - self.epsilon).clamp_min(0), (start + self.epsilon).clamp_max(int(2 * LEVELS))
-        levels, step = start, max(1, round(2.5 * self.epsilon / self.steps))
-        for _ in range(self.steps):
+        levels = start
+        for number in range(self.steps):  # short steps in the end: noise of several levels on plain paper is seen
+            step = max(1, round(2.5 * self.epsilon / self.steps * (1 - number / self.steps)))
             levels = (levels - step * self._gradient(levels).sign().short()).clamp(low, high)
         return levels.to(torch.uint8)
 
@@ -314,24 +317,26 @@ class Evasion:
 
 
 def expected_score(detector: SameDetector, passes: int = 2, seed: int = 0) -> Callable[[Tensor], Tensor]:
-    """SAME's score as whoever holds the detector computes it, with gradients, for `Evasion`.
+    """The score of SAME or SamePlus as whoever holds the detector computes it, with gradients, for `Evasion`.
 
     They have its models, not the victim: the auxiliary model's prediction on the query takes the place of the answer.
-    Nor do they count on the detector's masks, which can be changed: each call draws `passes` others.
+    Nor do they count on the detector's masks, which can be changed: each call draws others (`passes` of SAME's, or a
+    sweep of SamePlus's). Of SamePlus they descend the sum of the views' statistics, each measured in the scale of its
+    tail, which has a slope where the p-values themselves have steps.
 
     Raises:
-        ValueError: a detector that scores otherwise than by eq. 6.
+        ValueError: another detector, which needs a differentiable score of its own.
     """
+    if isinstance(detector, SamePlus):
+        return partial(_expected_surprise, detector, (seed_of(seed, "attacker's masks", call) for call in count()))
     if type(detector).score_received is not SameDetector.score_received:
-        raise ValueError(
-            f"{type(detector).__name__} does not score by SAME's two terms; give Evasion a differentiable score of its own"
-        )
+        raise ValueError(f"{type(detector).__name__} is not SAME; give Evasion a differentiable score of its own")
     generator = torch.Generator(detector.mae.mask_token.device).manual_seed(seed_of(seed, "attacker's masks"))
     passes = passes if detector.settings.mask_ratio else 1  # at mask 0 nothing is drawn
-    return partial(_expected_score, detector, passes, generator)
+    return partial(_expected_terms, detector, passes, generator)
 
 
-def _expected_score(detector: SameDetector, passes: int, generator: torch.Generator, x: Tensor) -> Tensor:
+def _expected_terms(detector: SameDetector, passes: int, generator: torch.Generator, x: Tensor) -> Tensor:
     r = d = 0.0
     answers = detector.auxiliary(x).softmax(1)
     for _ in range(passes):
@@ -340,3 +345,11 @@ def _expected_score(detector: SameDetector, passes: int, generator: torch.Genera
         r = r + reconstruction_error(x, reconstruction)
         d = d + deviation(answers, detector.auxiliary(reconstruction).softmax(1))
     return detector.combine(Terms(r / passes, d / passes))
+
+
+def _expected_surprise(detector: SamePlus, seeds: Iterator[int], x: Tensor) -> Tensor:
+    masks = complementary_masks(detector.mae.tokens, detector.settings.mask_ratio, next(seeds))
+    look = detector.sweep(x, detector.auxiliary(x).softmax(1), masks)
+    return sum(
+        (view(look) - detector.tails[name].start) / detector.tails[name].excess for name, view in detector.views.items()
+    )

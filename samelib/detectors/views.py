@@ -301,15 +301,17 @@ class SamePlus(SameDetector):
         device = self.mae.mask_token.device
         answers = self.victim(x) if answers is None else answers
         batches = zip(x.split(BATCH), answers.split(BATCH), strict=True)
-        looks = [self._batch_look(images.to(device), rows.to(device)) for images, rows in batches]
+        masks = complementary_masks(self.mae.tokens, self.settings.mask_ratio, self.seed)
+        with torch.inference_mode():
+            looks = [self.sweep(images.to(device), rows.to(device), masks) for images, rows in batches]
         return Look(*(torch.cat(column) for column in zip(*looks, strict=True)))
 
-    @torch.inference_mode()
-    def _batch_look(self, x: Tensor, answers: Tensor) -> Look:
+    def sweep(self, x: Tensor, answers: Tensor, masks: list[tuple[Tensor, int]]) -> Look:
+        """The look at one batch of images [n, C, H, W] on the 8-bit grid under these masks (see `complementary_masks`),
+        with gradients where they are wanted."""
         s, mae = self.settings.mae, self.mae
         target = patchify(x, s.patch)
         visible = hidden = latent = mean = 0.0
-        masks = complementary_masks(mae.tokens, self.settings.mask_ratio, self.seed)
         for noise, keep in masks:
             with autocast(x.device):
                 tokens, mask, ids_restore = mae.forward_encoder(x, keep, noise.to(x.device).expand(len(x), -1))
