@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from reproduction import ablations, accounts, cost, curve, detection, ledger, responses, run, views
+from reproduction import ablations, accounts, adaptive, cost, curve, detection, ledger, responses, run, views
 from reproduction.plan import TARGETS, cells_of, check_names, targets_of
 from reproduction.rows import load_rows
 from samelib.data.image_set import OutOfRangeWarning
@@ -37,6 +37,8 @@ TABLES: dict[str, Callable[[pd.DataFrame], str]] = {
     "controls": detection.controls_table,
     "accounts": accounts.accounts_table,
     "attacks": lambda frame: detection.attack_table(frame, frame["label"].dropna().unique().tolist()),
+    "adaptive": lambda frame: f"{adaptive.adaptive_table(frame)}\n\n{adaptive.alarm_table(frame)}",
+    "prices": adaptive.prices_table,
 }
 FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "table1": detection.detectors_figure,
@@ -50,6 +52,8 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "figure7": ablations.figure7,
     "alpha": detection.alpha_figure,
     "scaling": views.scaling_figure,
+    "adaptive": adaptive.adaptive_figure,
+    "prices": adaptive.prices_figure,
 }
 
 

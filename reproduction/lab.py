@@ -47,7 +47,16 @@ class Bench:
         self.seed, self.store = seed, store or ArtifactStore()
         self.benign_readings: dict[DetectorVariant, tuple] = {}  # see reproduction.detection
         self._detectors: dict[DetectorVariant, Detector] = {}
+        self._benign_scores: dict[DetectorVariant, Tensor] = {}
         self._accuracies: dict[Victim, float] = {}
+
+    @cached_property
+    def halves(self) -> tuple[ImageSet, ImageSet]:
+        """The benign test set in two: honest users' queries, on which copies are measured; and what attackers hold who
+        have benign images of their own."""
+        whole = load_group(self.group.name, self.group.tier).benign_test
+        half = len(whole) // 2
+        return self.group.benign_test[:half], whole[half:].to(best_device())
 
     @cached_property
     def undefended(self) -> tuple[Victim, dict]:
@@ -103,12 +112,18 @@ class Bench:
         train = trained_on(source.mae_train, variant.seen) if variant.seen else source.mae_train
         return replace(same, mae=mae, mae_train=train, share_backbone=variant.shared_trunk)
 
-    def attack(self, variant: AttackVariant) -> Attack:
-        """The attack, with what the group gives its attacker."""
-        name, group = variant.attack, self.group
+    def benign_scores(self, variant: DetectorVariant) -> Tensor:
+        """The detector's scores of honest users' queries, the first of the `halves`."""
+        if variant not in self._benign_scores:
+            self._benign_scores[variant] = self.detector(variant).score(self.halves[0].pixels())
+        return self._benign_scores[variant]
+
+    def attack(self, variant: AttackVariant, **given) -> Attack:
+        """The attack, with what the group gives its attacker; or what is `given` in its place."""
+        name, options = variant.attack, variant.options | given
         if name == "outliers":
-            name, group = "knockoff", replace(group, proxy=group.outliers)
-        return make_attack(name, group, self.settings, self.seed, **variant.options)
+            name, options = "knockoff", options | {"proxy": self.group.outliers}
+        return make_attack(name, self.group, self.settings, self.seed, self.store, **options)
 
     def log(self, victim: Victim, variant: AttackVariant, budget: int) -> tuple[Tensor, dict]:
         """What the attack asked of this victim, [N, C, H, W], and what its substitute is worth.

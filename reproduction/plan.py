@@ -68,13 +68,25 @@ class AttackVariant(NamedTuple):
     (honest users).
 
     Attributes:
-        step, direction, clip: of JBDA, in [-1, 1]; None for the others.
+        attack: or "in-distribution" (Knockoff with benign images) or "white-box" (with images moved down the gradient of
+            the detector's score): whoever knows everything of the data, or of the detector.
+        step, direction, clip, where: of JBDA, in [-1, 1]; None for the others.
+        reward, clusters: of adaptive Knockoff; None: samelib's own.
+        share: of benign queries, where they are mixed in.
+        labels: None: probabilities, or "hard".
+        epsilon: of "white-box", in levels.
     """
 
     attack: str | None = None
     step: float | None = None
     direction: str | None = None
     clip: bool | None = None
+    where: str | None = None
+    reward: str | None = None
+    clusters: int | None = None
+    share: float | None = None
+    labels: str | None = None
+    epsilon: int | None = None
 
     @property
     def options(self) -> dict:
@@ -87,6 +99,12 @@ class AttackVariant(NamedTuple):
             words.append("targeted" if self.direction == "targeted" else f"direction {self.direction}")
         words += [f"step {self.step:g}"] if self.step not in (None, 0.1) else []
         words += ["unclipped"] if self.clip is False else []
+        words += [f"in {self.where}"] if self.where else []
+        words += [f"{self.clusters} clusters"] if self.clusters else []
+        words += [f"paid by {self.reward}"] if self.reward else []
+        words += [f"{self.share:.0%} benign"] if self.share is not None else []
+        words += [f"{self.labels} labels"] if self.labels else []
+        words += [f"{self.epsilon} levels"] if self.epsilon else []
         return ", ".join(words)
 
 
@@ -114,6 +132,30 @@ VARIANTS = (
 )
 
 
+# Attackers who know that somebody looks (chapter 11), by how much they know; the others beside them are who does not.
+PREPROCESSED, FILTERED, PURIFIED, BARGAIN, SELF_TRAINED = (
+    AttackVariant(f"knockoff-{how}") for how in ("preprocessed", "filtered", "purified", "bargain", "self-trained")
+)
+REFUSALS, BITS = (AttackVariant("adaptive-knockoff", reward=reward, clusters=20) for reward in ("answered", "bits"))
+MIXED = tuple(AttackVariant("knockoff-mixed", share=share) for share in (0.5, 0.9))
+INK_JBDA = JBDA._replace(where="ink")
+IN_DISTRIBUTION, WHITE_BOX = AttackVariant("in-distribution"), AttackVariant("white-box", epsilon=32)
+KNOWING = (
+    KNOCKOFF,
+    PREPROCESSED,
+    FILTERED,
+    PURIFIED,
+    REFUSALS,
+    *MIXED,
+    SELF_TRAINED,
+    SELF_TRAINED._replace(labels="hard"),
+    IN_DISTRIBUTION,
+    JBDA,
+    INK_JBDA,
+    WHITE_BOX,
+)
+
+
 def label_of(fields: dict) -> str | None:
     """The queries of a row in words: "jbda, direction -, step 0.2, seeds left out"; None where nobody asked."""
     if fields["attack"] is None:
@@ -128,11 +170,12 @@ class Cell:
 
     Attributes:
         experiment: "detection", "accounts", "cost" (what a defence costs before the first query), "curve" (reconstruction
-            error over the epochs of the autoencoder) or "responses".
+            error over the epochs of the autoencoder), "responses" or "adaptive".
         attack: None for cost and curve.
         budget: queries of the attack, or of honest users.
-        response: a key of `RESPONSES`; None where it is not asked about.
+        response: a key of `RESPONSES` or `ALL_RESPONSES`; None where it is not asked about.
         transport: "gateway" or "http".
+        accounts: among which the queries are dealt out in turn.
     """
 
     experiment: str
@@ -144,10 +187,12 @@ class Cell:
     budget: int = 0
     response: str | None = None
     transport: str = "gateway"
+    accounts: int = 1
 
     def __str__(self) -> str:
         watched = ", ".join(filter(None, [str(self.detector), self.response]))
         where = " over HTTP" if self.transport == "http" else ""
+        where += f" from {self.accounts} accounts" if self.accounts > 1 else ""
         asked = f"{self.attack}, {self.budget:,} queries{where}" if self.attack else self.experiment
         return f"{self.group} {self.tier}, seed {self.seed}: {watched} / {asked}"
 
@@ -155,13 +200,13 @@ class Cell:
         """The fields of its row that differ from `DEFAULTS`."""
         values = {name: getattr(self, name) for name in ("experiment", "group", "tier", "seed")}
         values |= self.detector._asdict() | (self.attack or AttackVariant())._asdict()
-        values |= {name: getattr(self, name) for name in ("budget", "response", "transport")}
+        values |= {name: getattr(self, name) for name in ("budget", "response", "transport", "accounts")}
         return {name: value for name, value in values.items() if name not in DEFAULTS or value != DEFAULTS[name]}
 
 
 # What a row means by a field that it does not have. `seeds`: JBDA's seed images count as its queries, or are left out.
 DEFAULTS = DetectorVariant()._asdict() | AttackVariant()._asdict()
-DEFAULTS |= {"budget": 0, "response": None, "transport": "gateway", "seeds": "in"}
+DEFAULTS |= {"budget": 0, "response": None, "transport": "gateway", "accounts": 1, "seeds": "in"}
 del DEFAULTS["detector"]
 
 # What is done about strange queries (the paper's Figure 4): in a gateway, and some also over real HTTP.
@@ -172,6 +217,14 @@ RESPONSES: dict[str, Response | None] = {
     "proof of work": ProofOfWork(),
 }
 OVER_HTTP = ("no response", "reject 5 %", "proof of work")
+COARSE_WORK = "proof of work, steps of 5 bits"
+ALARM = "refuse from the alarm on"  # PRADA's, which watches accounts and decides on no single query
+ALARM_ACCOUNTS = (1, 10)
+WORK = ("proof of work", COARSE_WORK)
+# What attackers who know are met with; a response to accounts has its place here too.
+ALL_RESPONSES = RESPONSES | {COARSE_WORK: ProofOfWork(step=5), ALARM: None}
+# In front of whom, and what is done at benign 1 and 5 %: further detectors are added here.
+GUARDS = tuple(product((SAME, SAME_MASK_0, *BASELINES), ("reject 1 %", "reject 5 %")))
 
 
 class Scale(NamedTuple):
@@ -183,6 +236,9 @@ class Scale(NamedTuple):
         small_budgets: are controls, and the variants of the attacks, measured at the small budget too?
         http_queries: of each user, sent to a live service.
         seen: the points of the scaling curve: the autoencoder, and how many images it has seen.
+        adaptive_queries: of each attacker who knows.
+        guards: the detectors and responses that they meet.
+        knowing: who they are.
     """
 
     widths: tuple[int, ...]
@@ -191,10 +247,16 @@ class Scale(NamedTuple):
     small_budgets: bool = True
     http_queries: int = 100
     seen: tuple[tuple[str | None, int], ...] = ()
+    adaptive_queries: int = 2_000
+    guards: tuple[tuple[DetectorVariant, str], ...] = GUARDS
+    knowing: tuple[AttackVariant, ...] = KNOWING
 
 
 SCALES = {
-    "smoke": Scale((24, 48), small_budgets=False, http_queries=10, seen=((None, 1_000),)),
+    "smoke": Scale(
+        (24, 48), small_budgets=False, http_queries=10, seen=((None, 1_000),), adaptive_queries=220,
+        guards=((SAME, "reject 5 %"),), knowing=(KNOCKOFF, PREPROCESSED, REFUSALS, IN_DISTRIBUTION, INK_JBDA),
+    ),
     "lecture": Scale(
         (24, 48, 96),
         TrainSettings(12, 128, 3e-3, warmup=2 / 12),
@@ -204,8 +266,8 @@ SCALES = {
             *((VIT_TINY, seen) for seen in (960_000, 3_840_000)),
         ),
     ),
-    "paper": Scale((48, 96, 192)),
-}
+    "paper": Scale((48, 96, 192), adaptive_queries=3_000),
+}  # fmt: skip
 
 
 def preset_of(group: str, tier: str) -> Preset:
@@ -294,6 +356,27 @@ def _responses(names: Iterable[str], transport: str) -> Callable[[Preset, Scale]
     return cells
 
 
+def _adaptive(p: Preset, s: Scale) -> Plan:
+    for detector, response in s.guards:
+        attacks = [attack for attack in s.knowing if attack != WHITE_BOX or detector.detector == "same"]
+        yield from _met(s, detector, response, (BENIGN, *attacks))
+    for accounts in ALARM_ACCOUNTS:
+        attacks = [attack for attack in (KNOCKOFF, MIXED[-1], JBDA, INK_JBDA) if attack in s.knowing]
+        yield from _met(s, PRADA, ALARM, (BENIGN, *attacks), accounts)
+
+
+def _prices(p: Preset, s: Scale) -> Plan:
+    for response in WORK:
+        yield from _met(s, SAME, response, (BENIGN, KNOCKOFF, PREPROCESSED, BITS, BARGAIN))
+
+
+def _met(
+    s: Scale, detector: DetectorVariant, response: str, attacks: Iterable[AttackVariant], accounts: int = 1
+) -> Plan:
+    for cell in _detection((detector,), attacks, (s.adaptive_queries,), "adaptive"):
+        yield cell | {"response": response, "accounts": accounts}
+
+
 class Target(NamedTuple):
     """A table or figure: what it is, its cells, and which part of a group's rows it is drawn from.
 
@@ -334,6 +417,8 @@ TARGETS: dict[str, Target] = {
     "accounts": Target("PRADA against one account, ten and a hundred",
                        lambda p, s: _detection((PRADA,), HEADLINES, p.budgets[1:], "accounts")),
     "attacks": Target("every variant of every attack against SAME", _attacks),
+    "adaptive": Target("attackers who know that somebody looks, in front of each detector", _adaptive, "adaptive"),
+    "prices": Target("what such attackers pay where a puzzle says how strange a query looks", _prices, "adaptive"),
 }  # fmt: skip
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from reproduction import accounts, cost, curve, detection, responses
+from reproduction import accounts, adaptive, cost, curve, detection, responses
 from reproduction.lab import Bench, group_of
-from reproduction.plan import Cell
+from reproduction.plan import AttackVariant, Cell, DetectorVariant
 from reproduction.rows import RESULTS, append_rows, load_cells, provenance
 from samelib.memory import give_back_freed_memory
 from samelib.store import MEASUREMENT, ArtifactStore
@@ -24,6 +24,7 @@ EXPERIMENTS = {
     "cost": cost.measure,
     "curve": curve.measure,
     "responses": responses.measure,
+    "adaptive": adaptive.measure,
 }
 
 
@@ -132,8 +133,8 @@ def estimates(cells: Iterable[Cell], path: Path) -> list[float | None]:
 
 def _likeness(fields: dict) -> list[tuple]:
     """What the rows of a cell's like have in common: with the same group, and without."""
-    names = ("tier", "experiment", "detector", "scoring", "width", "shared_trunk", "fault", "architecture", "attack")
-    names += ("step", "direction", "clip", "budget", "response", "transport")
+    names = ("tier", "experiment", *DetectorVariant._fields, *AttackVariant._fields)
+    names += ("budget", "response", "transport", "accounts")
     key = tuple(fields.get(name) for name in names)
     return [(fields["group"], *key), key]
 

@@ -2,7 +2,21 @@
 
 __version__ = "0.1.0"
 
-from samelib.attacks import DFME, JBDA, AdaptiveKnockoff, AttackResult, Knockoff, UniformNoise, make_attack
+from samelib.attacks import (
+    DFME,
+    JBDA,
+    AdaptiveKnockoff,
+    AttackResult,
+    Evasion,
+    Knockoff,
+    Mixing,
+    Preprocessing,
+    RoundRobin,
+    SelfTraining,
+    UniformNoise,
+    expected_score,
+    make_attack,
+)
 from samelib.data.groups import Group, load_group
 from samelib.data.image_set import ImageSet
 from samelib.detectors.base import Detector, DetectorEstimator
@@ -35,19 +49,24 @@ __all__ = [
     "Detector",
     "DetectorEstimator",
     "EDM",
+    "Evasion",
     "Group",
     "ImageSet",
     "JBDA",
     "Knockoff",
     "MaskedAutoencoder",
+    "Mixing",
     "OutlierExposure",
     "PostHoc",
     "Prada",
+    "Preprocessing",
     "ProofOfWork",
     "QueryGateway",
     "Reject",
+    "RoundRobin",
     "SameDetector",
     "SamePlus",
+    "SelfTraining",
     "TrainSettings",
     "UniformNoise",
     "Verdict",
@@ -57,6 +76,7 @@ __all__ = [
     "check_environment",
     "detection_metrics",
     "evaluation",
+    "expected_score",
     "fidelity",
     "load_group",
     "make_attack",

@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 from samelib import __version__
 from samelib.accounts import STREAMS, AccountBook
 from samelib.attacks import ATTACKS, AttackResult, make_attack
-from samelib.attacks.jbda import DIRECTIONS
-from samelib.attacks.knockoff import REWARDS
+from samelib.attacks.jbda import DIRECTIONS, PLACES
+from samelib.attacks.knockoff import ORACLES, REWARDS
 from samelib.data.groups import SIZES, load_group
 from samelib.data.image_set import OutOfRangeWarning
 from samelib.data.real import DataError, cifar100_superclasses, from_npz, list_images, read_image
@@ -43,9 +43,15 @@ METHODS = {"same": SameDetector, "same-plus": SamePlus}
 ATTACK_OPTIONS = {  # the others are refused: who gives one expects it to matter
     "noise": {"labels"},
     "knockoff": {"labels", "proxy"},
-    "adaptive-knockoff": {"labels", "proxy", "reward", "superclasses"},
-    "jbda": {"labels", "step", "step_range", "direction", "reservoir"},
+    "adaptive-knockoff": {"labels", "proxy", "reward", "superclasses", "clusters"},
+    "jbda": {"labels", "step", "step_range", "direction", "reservoir", "where"},
     "dfme": {"epsilon", "directions", "student_steps"},
+    "knockoff-preprocessed": {"labels", "proxy"},
+    "knockoff-filtered": {"labels", "proxy"},
+    "knockoff-purified": {"labels", "proxy"},
+    "knockoff-bargain": {"labels", "proxy"},
+    "knockoff-mixed": {"labels", "proxy", "share"},
+    "knockoff-self-trained": {"labels", "proxy", "confidence"},
 }
 RESPONSE_OPTIONS = {
     "reject": {"fpr"},
@@ -216,18 +222,24 @@ def score_rows(detector: SameDetector, images: list[Tensor]) -> list[dict]:
 @click.option("--budget", type=int, help="Queries to spend; by default the tier's larger budget.")
 @seed_option
 @click.option("--labels", type=click.Choice(["soft", "hard"]), help="All but dfme: learn probabilities, or the class.")
-@click.option("--proxy", help="knockoff, adaptive-knockoff: path:... to use in place of the group's proxy set.")
-@click.option("--reward", type=click.Choice([*REWARDS, "all"]), help="adaptive-knockoff: what the bandit is paid for.")
+@click.option("--proxy", help="every knockoff: path:... to use in place of the group's proxy set.")
+@click.option(
+    "--reward", type=click.Choice([*REWARDS, "all", *ORACLES]), help="adaptive-knockoff: what the bandit is paid for."
+)
 @click.option(
     "--superclasses",
     type=superclasses,
     metavar="N,N,...",
     help="adaptive-knockoff: for each proxy class its superclass, or cifar100: a tree of bandits.",
 )
+@click.option("--clusters", type=int, help="adaptive-knockoff: so many clusters of the proxy set, not its classes.")
 @click.option("--step", type=float, help="jbda: how far a pixel moves in a round.")
 @click.option("--step-range", type=(float, float), help="jbda: the range of pixels in which the step is meant.")
 @click.option("--direction", type=click.Choice(DIRECTIONS), help="jbda: raise or lower the class, or raise another.")
 @click.option("--reservoir", type=int, help="jbda: the most new images a round.")
+@click.option("--where", type=click.Choice(PLACES), help="jbda: which pixels are touched.")
+@click.option("--share", type=float, help="knockoff-mixed: of benign queries among all.")
+@click.option("--confidence", type=float, help="knockoff-self-trained: from which on the copy teaches itself.")
 @click.option("--epsilon", type=float, help="dfme: length of a forward difference.")
 @click.option("--directions", type=int, help="dfme: random directions of a gradient estimate.")
 @click.option("--student-steps", type=int, help="dfme: steps of the substitute for each of the generator.")

@@ -129,6 +129,10 @@ class QueryLog:
         parts[:] = [torch.cat(parts)]
         return parts[0]
 
+    def last(self, count: int) -> dict[str, Tensor]:
+        """What was noted of the latest `count` queries, by the name of the record."""
+        return {name: getattr(self, name)[-count:] for name in self._parts}
+
     def save(self, path: Path | str) -> None:
         """Writes what the log holds as one .npz file (the queries as `images`), whole or not at all.
 
@@ -186,6 +190,14 @@ class Gateway(ABC):
         return records["answers"]
 
     @abstractmethod
+    def quote(self, x: Tensor) -> Tensor:
+        """Bits of work, int64 [N], that answers to images [N, C, H, W] would cost; 0 where they cost none.
+
+        A service says them before anything is paid, to whoever asks: a quote is no query of the budget, and not logged;
+        but a response to accounts has seen the images (errors: see `check_queries`).
+        """
+
+    @abstractmethod
     def _ask(self, x: Tensor) -> dict[str, Tensor]:
         """What the log is to hold of these queries: `queries`, `answers`, and what else there is."""
 
@@ -212,6 +224,9 @@ class QueryGateway(Gateway):
     ):
         super().__init__(victim.image_shape, victim.classes, budget)
         self._defence, self.account = Defence(victim, detector, response), account
+
+    def quote(self, x: Tensor) -> Tensor:
+        return self._defence.judge(x, accounts=[self.account] * len(x)).bits
 
     def _ask(self, x: Tensor) -> dict[str, Tensor]:
         verdict = self._defence.judge(x, accounts=[self.account] * len(x))

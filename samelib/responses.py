@@ -70,25 +70,32 @@ class Reject(Response):
 class ProofOfWork(Response):
     """Every query costs a puzzle, a harder one the stranger it looks.
 
-        bits = base_bits + min(most_bits, floor(log2(1 / p)))
+        bits = base_bits + min(most_bits, floor(log2(1 / p))), the second part rounded down to a multiple of `step`
 
     A puzzle of b bits takes 2^b hashes on average. Because P(p <= u) <= u for benign queries, these cost
-    2^base_bits (1 + most_bits / 2) hashes on average at most (`benign_hashes`), the strangest queries
+    2^base_bits (1 + most_bits / 2) hashes on average at most where the step is 1 (`benign_hashes`), the strangest queries
     2^(base_bits + most_bits). The least p-value of n calibration images is 1 / (n + 1): with few of them the largest
     difficulty is never asked for.
+
+    Whoever asks learns the bits before they pay, and so the p-value to a factor of 2^step: a coarser step tells less,
+    and charges less.
 
     Args:
         base_bits: what the most ordinary query costs.
         most_bits: how many bits can come on top.
+        step: bits come on top in multiples of this.
 
     Raises:
-        ValueError: negative bits, or more than 40 in all.
+        ValueError: negative bits, more than 40 in all, or a step below 1.
     """
 
     base_bits: int = 10
     most_bits: int = 10
+    step: int = 1
 
     def __post_init__(self):
+        if self.step < 1:
+            raise ValueError(f"the step between puzzles must be at least 1 bit, got {self.step}")
         if min(self.base_bits, self.most_bits) < 0 or self.base_bits + self.most_bits > MOST_BITS:
             raise ValueError(
                 f"base_bits and most_bits must be at least 0 and {MOST_BITS} together at most, "
@@ -97,11 +104,12 @@ class ProofOfWork(Response):
 
     @property
     def benign_hashes(self) -> float:
-        """The most hashes that a benign query costs on average."""
-        return 2**self.base_bits * (1 + self.most_bits / 2)
+        """The most hashes that a benign query costs on average: each step of s bits adds 1 - 2^-s times the base."""
+        return 2**self.base_bits * (1 + self.most_bits // self.step * (1 - 2.0**-self.step))
 
     def decide(self, p_values: Tensor, queries=None, accounts=None) -> tuple[Tensor, Tensor]:
-        bits = puzzle_bits(p_values.cpu(), self.base_bits, self.most_bits)
+        extra = puzzle_bits(p_values.cpu(), 0, self.most_bits)
+        bits = self.base_bits + extra // self.step * self.step
         return torch.zeros_like(bits, dtype=torch.bool), bits
 
 

@@ -7,7 +7,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samelib.attacks import ATTACKS, DFME, JBDA, AdaptiveKnockoff, Knockoff, UniformNoise, make_attack
+from samelib.attacks import (
+    ATTACKS,
+    DFME,
+    JBDA,
+    AdaptiveKnockoff,
+    Attack,
+    Bargain,
+    Knockoff,
+    Mixing,
+    SelfTraining,
+    UniformNoise,
+    make_attack,
+)
 from samelib.attacks.base import Querier
 from samelib.data.groups import Group
 from samelib.data.image_set import ImageSet
@@ -23,6 +35,9 @@ MAKERS = {
     "noise": lambda data, train, seed=0, batch=32: UniformNoise("conv3", train, seed),
     "knockoff": lambda data, train, seed=0, batch=32: Knockoff(data, "conv3", train, seed),
     "adaptive": lambda data, train, seed=0, batch=32: AdaptiveKnockoff(data, "conv3", train, seed, batch=batch),
+    "mixing": lambda data, train, seed=0, batch=32: Mixing(data[:4000], data[4000:], "conv3", train, seed, share=0.3),
+    "bargain": lambda data, train, seed=0, batch=32: Bargain(data, "conv3", train, seed),
+    "self-training": lambda data, train, seed=0, batch=32: SelfTraining(data, "conv3", train, seed, unasked=50),
     "jbda": lambda data, train, seed=0, batch=32: JBDA(data[:20], "conv3", train, seed),
     "jbda-reservoir": lambda data, train, seed=0, batch=32: JBDA(data[:50], "conv3", train, seed, reservoir=10 * batch),
     "dfme": lambda data, train, seed=0, batch=32: DFME(
@@ -61,10 +76,10 @@ class Recorder:
 
 @every_attack
 def test_an_attack_touches_nothing_but_the_door(name, data):
-    """Besides `query` only what the service says of itself: its budget, image size and number of classes."""
+    """Besides `query` only what the service says of itself: its budget, image size, number of classes, and prices."""
     recorder = Recorder(QueryGateway(linear_victim(), 100))
     result = MAKERS[name](data, SETTINGS).run(recorder)
-    assert recorder.touched == {"query", "budget", "remaining", "image_shape", "classes"}
+    assert recorder.touched - {"quote"} == {"query", "budget", "remaining", "image_shape", "classes"}
     assert recorder.images == recorder.gateway.spent == result.queries == 100
 
 
@@ -245,13 +260,11 @@ def test_the_querier_counts_what_was_refused(data):
 # What is not given
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", ["noise", "knockoff", "adaptive-knockoff", "jbda", "dfme"])
 def test_what_is_not_given_is_the_lecture_tiers(name, data):
     """The preset's names and numbers, for whatever images the victim takes."""
-    attack = {"jbda": JBDA, "noise": UniformNoise, "dfme": DFME}.get(name, ATTACKS[name])
-    attack = (
-        attack(data) if name in ("knockoff", "adaptive-knockoff") else attack(data[:9]) if name == "jbda" else attack()
-    )
+    attack = ATTACKS[name]
+    attack = attack(data) if "knockoff" in name else attack(data[:9]) if name == "jbda" else attack()
     for shape in (SHAPE, (3, 32, 32)):
         tier = preset("lecture", shape)
         assert attack.train_settings(shape) == (tier.dfme_train if name == "dfme" else tier.substitute_train)
@@ -288,12 +301,15 @@ def test_images_that_the_substitute_cannot_take_are_said_before_the_first_query(
 def test_an_attack_by_name_gets_what_the_group_gives(name, group: Group):
     tier = preset("smoke", group.image_shape)
     attack = make_attack(name, group, tier, seed=3)
-    assert type(attack) is ATTACKS[name] and (attack.architecture, attack.seed) == (tier.architecture, 3)
+    kind = ATTACKS[name] if issubclass(ATTACKS[name], Attack) else Knockoff  # in disguise
+    assert type(attack) is kind and (attack.architecture, attack.seed) == (tier.architecture, 3)
     assert attack.settings == (tier.dfme_train if name == "dfme" else tier.substitute_train)
     if name == "jbda":
         assert attack.seeds is group.seeds and attack.round_settings == tier.round_train
     if "knockoff" in name:
-        assert attack.proxy is group.proxy
+        assert (attack.proxy is group.proxy) == issubclass(ATTACKS[name], Attack)
+    if name == "knockoff-mixed":
+        assert attack.benign is group.seeds
     if name == "dfme":
         assert (attack.width, attack.epsilon) == (tier.dfme["width"], tier.dfme["epsilon"])
 
@@ -302,7 +318,5 @@ def test_options_go_to_the_attack_and_unknown_names_are_said(group):
     tier = preset("smoke", group.image_shape)
     assert make_attack("jbda", group, tier, direction="-").direction == "-"
     assert make_attack("dfme", group, tier, width=5).width == 5
-    with pytest.raises(
-        ValueError, match="attack must be one of noise, knockoff, adaptive-knockoff, jbda, dfme, got 'x'"
-    ):
+    with pytest.raises(ValueError, match="attack must be one of noise, knockoff, .*, knockoff-self-trained, got 'x'"):
         make_attack("x", group, tier)

@@ -155,11 +155,11 @@ def test_a_book_is_shared_by_gateways_only_where_it_is_given(watcher, book):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_runs_to_its_end_though_it_is_banned(name, victim, group):
-    """To this detector everything is strange that is not nearly black."""
+    """To this detector everything is strange that is not nearly black. Whose price was asked has been seen."""
     images = torch.randint(0, 9, (500, *group.image_shape), dtype=torch.uint8)
     watcher = MeanPixel()
     watcher.image_shape = group.image_shape
-    door = QueryGateway(victim, 120, watcher.fit(to_float(images)), BanAccount())
+    door = QueryGateway(victim, 90, watcher.fit(to_float(images)), BanAccount())
     settings = preset("smoke", group.image_shape)
     short = {
         "substitute_train": TINY_TRAIN,
@@ -167,7 +167,8 @@ def test_every_attack_runs_to_its_end_though_it_is_banned(name, victim, group):
         "dfme_train": replace(settings.dfme_train, batch=8),
     }
     result = make_attack(name, group, replace(settings, **short)).run(door)
-    assert door.spent == result.queries and (result.queries == 120 or result.stopped) and 4 < result.answered < 12
+    assert door.spent == result.queries and (result.queries == 90 or result.stopped)
+    assert 4 < result.answered < 12 or (name == "knockoff-bargain" and result.answered == 0)
     assert door.log.refused[result.answered :].all()
 
 

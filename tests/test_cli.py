@@ -110,6 +110,9 @@ SMALL = {
     "adaptive-knockoff": ["--reward", "certainty", "--superclasses", "0,0,0,1,1,1,2,2,2,2"],
     "jbda": ["--direction", "-", "--step", "0.1", "--step-range", "0", "1", "--reservoir", "50"],
     "dfme": ["--epsilon", "0.1", "--directions", "2", "--student-steps", "3"],
+    "knockoff-preprocessed": [],
+    "knockoff-mixed": ["--share", "0.8"],
+    "knockoff-self-trained": ["--confidence", "0.5", "--labels", "hard"],
 }
 
 
@@ -211,6 +214,8 @@ def stop_after(calls: int, query):
         (["attack", "knockoff", "loot", "--step", "0.2"], "knockoff ignores --step"),
         (["attack", "jbda", "loot", "--proxy", "path:x.npz"], "jbda ignores --proxy"),
         (["attack", "dfme", "loot", "--labels", "hard"], "dfme ignores --labels"),
+        (["attack", "knockoff", "loot", "--share", "0.5"], "knockoff ignores --share"),
+        (["attack", "knockoff-mixed", "loot", "--tier", "smoke", "--share", "1"], "below 1, got 1.0"),
         (["attack", "noise", "loot", "--tier", "smoke", "--url", "http://127.0.0.1:9"], "no answer from"),
         (["attack", "noise", "loot", "--tier", "smoke", "--victim", "nowhere"], "no readable card.json"),
         (["attack", "adaptive-knockoff", "loot", "--tier", "smoke", "--superclasses", "0,1"], "superclasses for 2"),

@@ -220,6 +220,23 @@ def test_what_the_log_does_not_hold_is_said(recorder, detector, images):
     assert hasattr(watched.log, "scores") and not hasattr(watched.log, "refused")
 
 
+def test_the_latest_queries_of_a_log(recorder, detector, images):
+    gateway = QueryGateway(recorder, detector=detector)
+    gateway.query(images[:3])
+    gateway.query(images[3:])
+    last = gateway.log.last(2)
+    assert set(last) == {"queries", "answers", "scores"} and torch.equal(last["queries"], to_uint8(images)[3:])
+
+
+def test_a_quote_is_the_work_that_is_asked_for(recorder, detector):
+    x = grey(-0.4, 0.0, 0.9)
+    gateway = QueryGateway(recorder, 3, detector, ProofOfWork(2, 3))
+    assert gateway.quote(x).tolist() == [2, 3, 5] and gateway.remaining == 3
+    assert QueryGateway(recorder).quote(x).tolist() == QueryGateway(recorder, 3, detector, Reject()).quote(x).tolist()
+    with pytest.raises(ValueError, match="images must have shape"):
+        gateway.quote(x[:, :, :20])
+
+
 def test_a_log_is_saved_whole(recorder, detector, tmp_path):
     gateway = QueryGateway(recorder, detector=detector, response=ProofOfWork(2, 3))
     with pytest.raises(ValueError, match="the log is empty"):

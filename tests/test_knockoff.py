@@ -210,7 +210,7 @@ def test_a_small_proxy_set_is_said(strategy, small):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"reward": "money"}, "reward must be certainty, diversity, loss or all"),
+        ({"reward": "money"}, "reward must be certainty, .*, bits or all"),
         ({"batch": 0}, "batch and window must be at least 1"),
         ({"superclasses": [0, 1]}, "superclasses for 2 classes, the proxy set has 4"),
         ({"superclasses": [0] * 4}, "at least two superclasses"),

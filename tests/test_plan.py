@@ -2,7 +2,10 @@ import pytest
 
 from reproduction.author_code import ALL_FAULTS, FAULTS
 from reproduction.plan import (
+    BARGAIN,
+    BITS,
     HEADLINES,
+    KNOWING,
     NEAREST_JBDA,
     SCALES,
     TARGETS,
@@ -28,7 +31,7 @@ def test_all_is_every_target_of_the_group_once():
     assert len({str(cell) for cell in everything}) == len(everything)
     for target in set(TARGETS) - {"table2"}:
         assert set(cells_of("glyphs", "lecture", [0], [target])) <= set(everything)
-    assert {cell.budget for cell in everything} == {0, 1_000, 4_000, 200_000}
+    assert {cell.budget for cell in everything} == {0, 1_000, 2_000, 4_000, 200_000}
 
 
 def test_a_detectors_cells_lie_together():
@@ -92,5 +95,7 @@ def test_a_cell_can_be_read_from_its_row():
 
 def test_variants_have_labels_of_their_own():
     assert len({str(variant) for variant in VARIANTS}) == len(VARIANTS) and set(HEADLINES) < set(VARIANTS)
+    knowing = {str(variant) for variant in (*KNOWING, BITS, BARGAIN)}
+    assert len(knowing) == len(KNOWING) + 2 and "knockoff, adaptive, 20 clusters, paid by bits" in knowing
     assert str(NEAREST_JBDA) == "jbda, direction -, step 0.2"
     assert NEAREST_JBDA.options == {"step": 0.2, "direction": "-", "clip": True}

@@ -83,6 +83,16 @@ def test_harder_puzzles_cost_more_hashes(tmp_path):
         remote.log.save(tmp_path / "queries.npz")
 
 
+def test_a_price_is_named_before_it_is_paid():
+    with service(response=ProofOfWork(0, 4)) as client, RemoteGateway(str(client.base_url)) as remote:
+        images = torch.cat([grey(255), noise(2) // 4, grey(254, 3)])
+        bits = remote.quote(images)
+        assert bits.dtype == torch.int64 and bits.gt(0).tolist() == [True, False, False, True, False]
+        assert remote.spent == 0 and metrics(client)["samelib_images_total", "challenge"] == 2
+        with pytest.raises(ValueError, match="images must have shape"):
+            remote.quote(images[:, :, :3])
+
+
 def test_free_images_and_challenged_ones_keep_their_places():
     with service(response=ProofOfWork(0, 4)) as client, RemoteGateway(str(client.base_url)) as remote:
         images = torch.cat([grey(255), noise(2) // 4, grey(254, 3)])

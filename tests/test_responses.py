@@ -52,9 +52,17 @@ def test_nobody_is_charged_for_being_too_good():
 def test_the_bound_on_what_benign_users_pay_holds(n):
     """Exactly, not by drawing: a benign query's p-value is each of k / (n + 1) equally often."""
     for most in (0, 3, 10):
-        response = ProofOfWork(5, most)
-        _, bits = response.decide(torch.arange(1, n + 2) / (n + 1))
-        assert 2**5 <= float((2.0**bits).mean()) <= response.benign_hashes
+        for step in (1, 2, 5):
+            response = ProofOfWork(5, most, step)
+            _, bits = response.decide(torch.arange(1, n + 2) / (n + 1))
+            assert 2**5 <= float((2.0**bits).mean()) <= response.benign_hashes
+
+
+def test_coarser_bits_tell_less_and_benign_users_pay_less():
+    p_values = torch.tensor([1.0, 0.26, 0.12, 1 / 40, 1 / 1100, 1e-9])
+    assert ProofOfWork(3, 10, 5).decide(p_values)[1].tolist() == [3, 3, 3, 8, 13, 13]
+    assert ProofOfWork(3, 7, 5).decide(p_values)[1].tolist() == [3, 3, 3, 8, 8, 8]
+    assert [ProofOfWork(0, 10, step).benign_hashes for step in (1, 2, 10)] == [6, 1 + 5 * 0.75, 2 - 2**-10]
 
 
 @pytest.mark.parametrize(
@@ -66,6 +74,7 @@ def test_the_bound_on_what_benign_users_pay_holds(n):
         (lambda: ProofOfWork(-1), "at least 0"),
         (lambda: ProofOfWork(10, -1), "at least 0"),
         (lambda: ProofOfWork(30, 20), "40 together"),
+        (lambda: ProofOfWork(10, 10, 0), "step between puzzles must be at least 1 bit"),
     ],
 )
 def test_bad_settings_are_refused(make, words):

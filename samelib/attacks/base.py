@@ -68,6 +68,11 @@ class Querier:
         self.refused += int((~answered(answers)).sum())
         return answers
 
+    def quote(self, images: Tensor) -> Tensor:
+        """Bits of work, int64 [N], that answers to images [N, C, H, W] would cost: said before anything is paid, and no
+        query of the budget."""
+        return torch.cat([self._gateway.quote(part) for part in images.split(QUERY_BATCH)])
+
 
 @dataclass
 class AttackResult:

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from samelib.attacks.base import Querier, TransferAttack, TransferSet, answered
+from samelib.attacks.disguise import ink_mask
 from samelib.data.image_set import ImageSet, to_float, to_uint8
 from samelib.training import TrainSettings, seed_of
 
 DIRECTIONS = ("+", "-", "targeted")
+PLACES = ("everywhere", "ink")
 LEVEL = 2 / 255  # one of the 256 levels of an 8-bit image, in [-1, 1]
 BATCH = 512
 
@@ -52,9 +54,11 @@ class JBDA(TransferAttack):
             et al. 2016); None: no limit.
         round_settings: the substitute's training in each round; by default that of the last one.
         clip: False asks copies that left the range of pixels, as several public codes do; the service clamps them.
+        where: "everywhere" as published; or "ink": only the stroke is touched, by an attacker who knows that noise on
+            plain paper gives them away (see `ink_mask`).
 
     Raises:
-        ValueError: no seeds, a step that changes no pixel, an unknown direction, or a reservoir below 1.
+        ValueError: no seeds, a step that changes no pixel, an unknown direction, a reservoir below 1, or no ink to touch.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class JBDA(TransferAttack):
         reservoir: int | None = None,
         round_settings: TrainSettings | None = None,
         clip: bool = True,
+        where: str = "everywhere",
         labels: str = "soft",
     ):
         super().__init__(architecture, settings, seed, labels=labels)
@@ -88,7 +93,14 @@ class JBDA(TransferAttack):
                 f"a step of {step:g} in [{low:g}, {high:g}] changes no 8-bit image; take at least "
                 f"{LEVEL / 2 * (high - low) / 2:.4f} (the paper's is 0.1; for steps downhill, direction='-')"
             )
+        if where not in PLACES:
+            raise ValueError(f"where must be {' or '.join(PLACES)}, got {where!r}")
+        if where == "ink" and not ink_mask(seeds.images).any():
+            raise ValueError(
+                f"the seeds {seeds.name} are all plain paper, there is no ink to touch; use where='everywhere'"
+            )
         self.seeds, self.direction, self.reservoir, self.clip = seeds, direction, reservoir, clip
+        self.where = where
         self.round_settings = round_settings
 
     @property
@@ -129,7 +141,8 @@ class JBDA(TransferAttack):
             jacobian_step(substitute, to_float(images[i].to(answers.device)), labels[i], step, self.clip)
             for i in torch.arange(len(images)).split(BATCH)
         ]
-        return torch.cat(parts).to(images.device)
+        moved = torch.cat(parts).to(images.device)
+        return moved if self.where == "everywhere" else torch.where(ink_mask(images), moved, to_float(images))
 
 
 def unseen(candidates: Tensor, images: Tensor) -> Tensor:

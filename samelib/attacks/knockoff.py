@@ -1,11 +1,14 @@
 """Knockoff Nets (Orekondy et al. 2019): steal with images of one's own, chosen at random or by what has paid so far.
 
 The adaptive strategy (their section 4.1.2) is a gradient bandit, whose arms are the classes of the attacker's images.
+Ours beyond theirs: arms that are clusters, and what a defence gives away as the reward (`ORACLES`).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from samelib.attacks.base import Querier, TransferAttack, TransferSet, answered
@@ -131,6 +134,7 @@ class TreeBandit:
 
 
 REWARDS = ("certainty", "diversity", "loss")
+ORACLES = ("answered", "bits")  # what a defence says of a query by what it does: refuses it, or names a price
 
 
 def certainty_reward(answers: Tensor) -> Tensor:
@@ -186,13 +190,31 @@ class Rewards:
         raw = torch.stack([rewards[kind]() for kind in self.kinds], dim=1)
         self.answers = self._recent(self.answers, answers)
         self.raw = self._recent(self.raw, raw)
-        reward = rescaled(raw, self.raw).mean(1) if len(self.kinds) > 1 else raw[:, 0]
+        return self.above_mean(rescaled(raw, self.raw).mean(1) if len(self.kinds) > 1 else raw[:, 0])
+
+    def above_mean(self, reward: Tensor) -> Tensor:
+        """R - Rbar, [N], of rewards [N]."""
         baseline = self.total / self.count if self.count else float(reward.mean())
         self.total, self.count = self.total + float(reward.sum()), self.count + len(reward)
         return reward - baseline
 
     def _recent(self, old: Tensor | None, new: Tensor) -> Tensor:
         return (new if old is None else torch.cat([old, new]))[-self.window :]
+
+
+def clustered(images: ImageSet, clusters: int, seed: int = 0) -> ImageSet:
+    """The same images, labelled by which of so many clusters they fall into: k-means on their pixels, averaged to 7 x 7.
+
+    Raises:
+        ValueError: fewer images than clusters, or fewer than two clusters.
+    """
+    if not 2 <= clusters <= len(images):
+        raise ValueError(f"clusters must be 2 or more, and at most as many as images ({len(images):,}), got {clusters}")
+    coarse = nn.functional.adaptive_avg_pool2d(images.pixels(), 7).flatten(1).cpu().numpy()
+    random_state = seed_of(seed, "clusters") % 2**32
+    labels = KMeans(clusters, n_init=1, random_state=random_state).fit_predict(coarse)
+    classes = tuple(f"cluster {number}" for number in range(clusters))
+    return replace(images, labels=torch.from_numpy(labels).long().to(images.device), classes=classes)
 
 
 class Arms:
@@ -247,6 +269,8 @@ class Learner:
 class AdaptiveKnockoff(Knockoff):
     """Adaptive strategy: a bandit whose arms are the proxy set's classes learns which of them pay.
 
+    With a reward of `ORACLES` this attacker knows that there is a defence, and no more of it than it says of itself.
+
     A round draws `batch` images by the present policy, asks them all at once, and lets the bandit learn from each.
     Images of a class come in random order, without replacement; a class that is used up is closed. In the end a fresh
     substitute is trained on the whole transfer set, as after the random strategy.
@@ -254,7 +278,10 @@ class AdaptiveKnockoff(Knockoff):
     Args:
         proxy: the attacker's images and the classes the attacker knows them by.
         architecture, settings, seed, labels: see `TransferAttack`.
-        reward: "certainty", "diversity", "loss", or "all": the mean of the three, each rescaled over the window.
+        reward: "certainty", "diversity", "loss", or "all": the mean of the three, each rescaled over the window. Or
+            "answered": 1 for an answer, 0 for a refusal; or "bits": less the bits of work that an answer costs, as the
+            service says before it is paid.
+        clusters: the arms are so many clusters of the images (see `clustered`) in place of their classes.
         superclasses: for each class its superclass; the bandit is then a tree, coarse to fine. None: flat.
         batch: images a round.
         window: how many of the latest answers are "recent".
@@ -263,7 +290,8 @@ class AdaptiveKnockoff(Knockoff):
         policies: after a run, the probability of each class in each round, float64 [rounds, A].
 
     Raises:
-        ValueError: an unknown reward, fewer than two classes with images, or superclasses that do not fit them.
+        ValueError: an unknown reward, fewer than two classes with images, superclasses that do not fit them, or both
+            superclasses and clusters.
     """
 
     def __init__(
@@ -275,13 +303,19 @@ class AdaptiveKnockoff(Knockoff):
         *,
         reward: str = "all",
         superclasses: Sequence[int] | None = None,
+        clusters: int | None = None,
         batch: int = 32,
         window: int = 512,
         labels: str = "soft",
     ):
+        if clusters is not None and superclasses is not None:
+            raise ValueError(
+                "superclasses are of the proxy set's classes, and clusters take their place; give one of them"
+            )
+        proxy = proxy if clusters is None else clustered(proxy, clusters, seed)
         super().__init__(proxy, architecture, settings, seed, labels=labels)
-        if reward not in (*REWARDS, "all"):
-            raise ValueError(f"reward must be {', '.join(REWARDS)} or all, got {reward!r}")
+        if reward not in (*REWARDS, *ORACLES, "all"):
+            raise ValueError(f"reward must be {', '.join((*REWARDS, *ORACLES))} or all, got {reward!r}")
         if batch < 1 or window < 1:
             raise ValueError(f"batch and window must be at least 1, got {batch} and {window}")
         if len(proxy) and len(proxy.labels.unique()) < 2:
@@ -312,22 +346,32 @@ class AdaptiveKnockoff(Knockoff):
             index = index[: querier.budget - asked].to(self.proxy.device)
             batch = slice(asked, asked + len(index))
             images[batch] = self.proxy.images[index]
+            bits = querier.quote(images[batch]) if self.reward == "bits" else None
             answers[batch] = querier.ask(images[batch])
             asked = batch.stop
-            usable = answered(answers[batch])  # a refusal is no reward, good or bad
-            if asked == querier.budget or not usable.any():
-                continue
-            x = images[batch][usable.to(images.device)]
-            predictions = learner and predict(learner.model, to_float(x))
-            advantages = rewards.advantages(self.targets(answers[batch][usable]), predictions)
+            if asked == querier.budget:
+                break
+            taught, advantages = self._advantages(rewards, learner, images[batch], answers[batch], bits)
             open_arms = arms.left > 0
-            for arm, advantage in zip(pulled[usable.cpu()].tolist(), advantages.tolist(), strict=True):
+            for arm, advantage in zip(pulled[taught.cpu()].tolist(), advantages.tolist(), strict=True):
                 bandit.update(arm, advantage, open_arms)
-            if learner:
+            if learner and taught.any():
                 usable = answered(answers[:asked])
                 learner.learn(images[:asked][usable.to(images.device)], self.targets(answers[:asked][usable]))
         self.policies = torch.stack(policies)
         return TransferSet(images, answers)
+
+    def _advantages(
+        self, rewards: Rewards, learner: Learner | None, images: Tensor, answers: Tensor, bits: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Which images of a round teach the bandit, bool [n], and what each of those was worth above the mean."""
+        usable = answered(answers)
+        if self.reward in ORACLES:
+            return torch.ones_like(usable), rewards.above_mean(usable.double() if bits is None else -bits.double())
+        if not usable.any():  # to everybody but an oracle's listener a refusal is no reward, good or bad
+            return usable, answers.new_empty(0)
+        predictions = learner and predict(learner.model, to_float(images[usable.to(images.device)]))
+        return usable, rewards.advantages(self.targets(answers[usable]), predictions)
 
     def _learner(self, querier: Querier) -> Learner | None:
         if self.reward not in ("loss", "all"):

@@ -85,6 +85,12 @@ class RemoteGateway(Gateway):
             raise BudgetExceeded(f"{len(x)} asked, {self.remaining} of {self.budget} queries left; send fewer")
         return torch.cat([super(RemoteGateway, self).query(part) for part in x.split(self.most_images)])
 
+    def quote(self, x: Tensor) -> Tensor:
+        """As every gateway's: the bits of the challenges; an answer that costs nothing comes along and is thrown away."""
+        images = to_uint8(check_queries(x, self.image_shape)).cpu()
+        results = [result for part in images.split(self.most_images) for result in self._predict(part, [])]
+        return torch.tensor([result.get("bits", 0) for result in results])
+
     def _ask(self, x: Tensor) -> dict[str, Tensor]:
         start, images = time.perf_counter(), to_uint8(x).cpu()
         results, hashes = self._predict(images, []), torch.zeros(len(x), dtype=torch.int64)
