@@ -26,6 +26,7 @@ from reproduction.plan import (
     PRADA,
     REFUSALS,
     SAME,
+    SAME_PLUS,
     WHITE_BOX,
     WORK,
     Cell,
@@ -45,6 +46,7 @@ from samelib.responses import Reject, draw_hashes
 from samelib.training import seed_of
 
 MARKERS = "osD^vP"
+WATCHERS = {"SamePlus": SAME_PLUS} | DETECTORS
 SHORT = {str(REFUSALS): "bandit, refusals", str(BITS): "bandit, bits"}
 
 
@@ -164,7 +166,7 @@ def _rejects(frame: pd.DataFrame) -> list[str]:
 def adaptive_table(frame: pd.DataFrame) -> str:
     """Each attacker in front of each detector: AUROC, queries answered and the copy's fidelity at each rate."""
     rejects, lines = _rejects(frame), []
-    for label, (name, detector) in product(_labels(frame, *rejects), DETECTORS.items()):
+    for label, (name, detector) in product(_labels(frame, *rejects), WATCHERS.items()):
         found = [met(frame, response, detector, label) for response in rejects]
         if all(len(rows) for rows in found):
             figures = [spread(rows[word]) for rows in found for word in ("answered", "substitute_fidelity")]
@@ -202,7 +204,7 @@ def adaptive_figure(frame: pd.DataFrame) -> Figure:
     for axis, word, title in zip(
         axes, ("auroc", "substitute_fidelity"), ("AUROC", "fidelity of the copy"), strict=True
     ):
-        for number, (name, detector) in enumerate(DETECTORS.items()):
+        for number, (name, detector) in enumerate(WATCHERS.items()):
             found = [100 * met(frame, response, detector, label)[word] for label in labels]
             if any(map(len, found)):
                 _dots(axis, found, name, number)

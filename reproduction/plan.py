@@ -224,7 +224,7 @@ WORK = ("proof of work", COARSE_WORK)
 # What attackers who know are met with; a response to accounts has its place here too.
 ALL_RESPONSES = RESPONSES | {COARSE_WORK: ProofOfWork(step=5), ALARM: None}
 # In front of whom, and what is done at benign 1 and 5 %: further detectors are added here.
-GUARDS = tuple(product((SAME, SAME_MASK_0, *BASELINES), ("reject 1 %", "reject 5 %")))
+GUARDS = tuple(product((SAME_PLUS, SAME, SAME_MASK_0, *BASELINES), ("reject 1 %", "reject 5 %")))
 
 
 class Scale(NamedTuple):

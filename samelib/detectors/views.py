@@ -252,7 +252,7 @@ class SamePlus(SameDetector):
     kind = "same-plus"
 
     def __init__(
-        self, settings: SameSettings, seed: int = 0, views: Iterable[str] = tuple(VIEWS), combination: str = "minimum"
+        self, settings: SameSettings, seed: int = 0, views: Iterable[str] = CHOSEN, combination: str = COMBINATION
     ):
         super().__init__(settings, seed)
         views = tuple(views)
