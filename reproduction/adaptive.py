@@ -45,8 +45,8 @@ from samelib.presets import evaluation
 from samelib.responses import Reject, draw_hashes
 from samelib.training import seed_of
 
-WATCHERS = DETECTORS | {"SamePlus": SAME_PLUS}
 MARKERS = "osD^vP"
+WATCHERS = {"SamePlus": SAME_PLUS} | DETECTORS
 SHORT = {str(REFUSALS): "bandit, refusals", str(BITS): "bandit, bits"}
 
 
@@ -119,7 +119,7 @@ def _evading(bench: Bench, cell: Cell) -> ImageSet:
     proxy = bench.group.proxy.shuffled(bench.seed)[: cell.budget]
     detector = bench.detector(cell.detector)
     evasion = Evasion(expected_score(detector, seed=bench.seed), cell.attack.epsilon)
-    spec = {"kind": "evading", "epsilon": evasion.epsilon, "steps": evasion.steps, "proxy": proxy.fingerprint}
+    spec = {"kind": "evading", "epsilon": evasion.epsilon, "moves": evasion.moves, "proxy": proxy.fingerprint}
     spec |= {name: card["sha256"] for name, card in detector.cards.items()}
     spec |= {"settings": asdict(detector.settings), "seed": bench.seed}
     tensors, _ = bench.store.get(spec, lambda _: ({"images": evasion(proxy).images}, {}))

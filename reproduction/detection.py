@@ -257,7 +257,8 @@ def controls_table(frame: pd.DataFrame) -> str:
 
 
 def _beside_trained(frame: pd.DataFrame, names: Iterable[str]) -> str:
-    trained = {name: DETECTORS[name] for name in ("OE", "EDM", "SAME")}
+    measured = set(frame["detector"])
+    trained = {name: DETECTORS[name] for name in ("OE", "EDM", "SAME") if DETECTORS[name].detector in measured}
     return detectors_table(frame, {name: DetectorVariant(name) for name in names} | trained)
 
 

@@ -223,7 +223,7 @@ ALARM = "refuse from the alarm on"  # PRADA's, which watches accounts and decide
 BAN = "ban at 1 in 1,000"
 ALL_RESPONSES = RESPONSES | {COARSE_WORK: ProofOfWork(step=5), ALARM: None, BAN: BanAccount(delta=0.001)}
 # Attackers who know meet these at benign 1 and 5 %, and those where accounts are watched.
-GUARDS = tuple(product((SAME, SAME_MASK_0, SAME_PLUS, *BASELINES), ("reject 1 %", "reject 5 %")))
+GUARDS = tuple(product((SAME_PLUS, SAME, SAME_MASK_0, *BASELINES), ("reject 1 %", "reject 5 %")))
 BY_ACCOUNT = ((PRADA, ALARM), (SAME, BAN), (SAME_PLUS, BAN))
 
 

@@ -30,7 +30,7 @@ from samelib.data.image_set import ImageSet, to_float
 from samelib.data.synthetic import shapes
 from samelib.detectors.base import Detector
 from samelib.detectors.same import SameDetector
-from samelib.detectors.views import CHOSEN, COMBINATION, SamePlus
+from samelib.detectors.views import SamePlus
 from samelib.gateway import BudgetExceeded, QueryGateway
 from samelib.models.classifiers import Victim, predict
 from samelib.presets import preset
@@ -194,7 +194,7 @@ def test_evasion_lowers_the_score_within_epsilon(group, detector):
 
 
 def test_evasion_of_every_view_at_once(group, victim, store):
-    views = SamePlus(TINY_SAME, 0, CHOSEN, COMBINATION).fit(group.victim_train, group.calibration, victim, store=store)
+    views = SamePlus(TINY_SAME).fit(group.victim_train, group.calibration, victim, store=store)
     own, score = group.proxy[:60], expected_score(views)
     assert not torch.equal(score(own.pixels()), score(own.pixels())), "fresh masks"
     evaded = Evasion(score, epsilon=24, steps=6)(own)

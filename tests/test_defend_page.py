@@ -32,7 +32,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from samelib import cli, presets
 from samelib.data import groups
 from samelib.data.synthetic import glyphs
-from samelib.detectors.same import SameDetector
+from samelib.detectors.views import SamePlus
 from samelib.evidence import Wealth, log_e_values, safe_p_values
 from samelib.models.classifiers import Victim
 from samelib.service import server
@@ -229,7 +229,7 @@ def test_fit_and_serve(kind, desk, stand_ins, capsys):
     words = r"(\d+) of (\d+) benign images flagged: ([\d.]+)%, 95% interval ([\d.]+)% to ([\d.]+)%"
     flagged, checked, rate, low, high = map(float, re.search(words, capsys.readouterr().out).groups())
     assert checked == 60 and abs(rate - 100 * flagged / checked) < 0.1 and low <= rate <= high and rate < 25
-    assert len(fit["detector"].calibration_scores) == checked  # as the page says: a tenth of the images
+    assert len(fit["detector"].calibration_scores) == 48  # as the page says: 8 % of 600 images
     expected = stand_ins.model(stand_ins.image / 255).softmax(1)
     assert torch.allclose(fit["victim"](stand_ins.image / 127.5 - 1), expected, atol=1e-4)
     with server.running(desk.app("serve")) as url:
@@ -324,7 +324,7 @@ def test_hash_rate(desk, capsys):
 
 def test_recalibrate(fitted):
     program = fitted.run("recalibrate")
-    again = SameDetector.load("detector-2", program["victim"])
+    again = SamePlus.load("detector-2", program["victim"])
     assert len(again.calibration_scores) == len(program["fresh"])
     assert torch.equal(again.calibration_scores, program["detector"].calibration_scores)
 

@@ -39,7 +39,7 @@ def test_its_program_runs(group, victim, detector, monkeypatch, capsys):
     """On a tiny group: the program is the same, what it loads and trains is not."""
     monkeypatch.setattr(samelib, "load_group", lambda name: group)
     monkeypatch.setattr(samelib, "train_victim", lambda group: victim)
-    monkeypatch.setattr(samelib.SameDetector, "preset", lambda *_: samelib.SameDetector(detector.settings))
+    monkeypatch.setattr(samelib.SamePlus, "preset", lambda *_: samelib.SamePlus(detector.settings))
     monkeypatch.setattr(samelib, "QueryGateway", lambda victim, budget, detector: gateway(victim, 64, detector))
     gateway = samelib.gateway.QueryGateway
     exec(README.split("```python\n")[1].split("```")[0], {})

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -128,7 +129,15 @@ def test_saved_and_loaded(plus, group, tmp_path):
         SameDetector.load(tmp_path / "plus")
 
 
+def test_an_auxiliary_model_on_the_victims_trunk(group, victim, store):
+    plus = fit_beside(SamePlus(replace(TINY_SAME, share_backbone=True), views=VIEWS), group, victim, store)
+    assert plus.look(group.proxy[:3].pixels()).features.shape == (3, 512)
+    assert plus.flag(group.benign_test.pixels()).float().mean() < 0.2
+
+
 def test_what_cannot_be_combined(group, victim):
+    with pytest.raises(ValueError, match="complementary masks need a mask_ratio of 0.5 or more, got 0.0"):
+        SamePlus(replace(TINY_SAME, mask_ratio=0.0, passes=1))
     with pytest.raises(ValueError, match="views must be some of .* got telepathy"):
         SamePlus(TINY_SAME, views=["telepathy"])
     with pytest.raises(ValueError, match="got none"):

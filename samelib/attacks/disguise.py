@@ -284,6 +284,9 @@ class Evasion:
         epsilon: the most levels, of 255, by which a pixel moves.
         steps: how many steps, the first of 2.5 epsilon / steps levels, the last of one.
 
+    Attributes:
+        moves: the levels of each step.
+
     Raises:
         ValueError: numbers that move nothing; in use, a score that is not one number an image, or has no gradient.
     """
@@ -291,7 +294,9 @@ class Evasion:
     def __init__(self, score: Callable[[Tensor], Tensor], epsilon: int = 16, steps: int = 20):
         if not (1 <= epsilon <= 255 and steps >= 1):
             raise ValueError(f"epsilon must be 1 to 255 levels, with 1 step or more, got {epsilon} and {steps}")
-        self.score, self.epsilon, self.steps = score, epsilon, steps
+        self.score, self.epsilon = score, epsilon
+        # Short ones in the end: noise of several levels on plain paper is seen.
+        self.moves = [max(1, round(2.5 * epsilon / steps * (1 - number / steps))) for number in range(steps)]
 
     def __call__(self, images: ImageSet) -> ImageSet:
         parts = [self._moved(part.short()) for part in images.images.split(BATCH)]
@@ -300,9 +305,8 @@ class Evasion:
     def _moved(self, start: Tensor) -> Tensor:
         low, high = (start - self.epsilon).clamp_min(0), (start + self.epsilon).clamp_max(int(2 * LEVELS))
         levels = start
-        for number in range(self.steps):  # short steps in the end: noise of several levels on plain paper is seen
-            step = max(1, round(2.5 * self.epsilon / self.steps * (1 - number / self.steps)))
-            levels = (levels - step * self._gradient(levels).sign().short()).clamp(low, high)
+        for move in self.moves:
+            levels = (levels - move * self._gradient(levels).sign().short()).clamp(low, high)
         return levels.to(torch.uint8)
 
     def _gradient(self, levels: Tensor) -> Tensor:

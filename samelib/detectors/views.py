@@ -69,14 +69,23 @@ def complementary_masks(tokens: int, mask_ratio: float, seed: int) -> list[tuple
 
 
 class View(nn.Module):
-    """One way of looking: fitted to benign looks, it maps a look to statistics [N], higher = stranger."""
+    """One way of looking: fitted to benign looks, it maps a look to statistics [N], higher = stranger. This one needs no
+    reference: what it reads is the statistic.
+
+    Args:
+        read: look -> statistics [N], or vectors [N, D] where the kind of view says so.
+    """
+
+    def __init__(self, read: Callable[[Look], Tensor]):
+        super().__init__()
+        self.read = read
 
     def fit(self, look: Look) -> "View":
         """Remembers benign images that trained nothing."""
         return self
 
     def forward(self, look: Look) -> Tensor:
-        raise NotImplementedError
+        return self.read(look).double()
 
     def remember(self, **tensors: Tensor) -> None:
         for name, value in tensors.items():
@@ -92,15 +101,7 @@ def class_means(values: Tensor, answers: Tensor) -> Tensor:
 
 class ByClass(View):
     """How far the logarithm of a positive statistic lies above its mean over benign images of the answered class, in
-    standard deviations.
-
-    Args:
-        read: look -> statistics [N].
-    """
-
-    def __init__(self, read: Callable[[Look], Tensor]):
-        super().__init__()
-        self.read = read
+    standard deviations."""
 
     def fit(self, look: Look) -> "ByClass":
         values = self._values(look)
@@ -119,14 +120,7 @@ class Profile(View):
     """Mahalanobis distance of a vector to its mean over benign images of the answered class.
 
     One covariance for all classes, shrunk by Ledoit and Wolf's rule (scikit-learn).
-
-    Args:
-        read: look -> vectors [N, D].
     """
-
-    def __init__(self, read: Callable[[Look], Tensor]):
-        super().__init__()
-        self.read = read
 
     def fit(self, look: Look) -> "Profile":
         values = self.read(look).double()
@@ -144,10 +138,6 @@ class Profile(View):
 class Neighbours(View):
     """Distance of a vector to the `NEIGHBOURS`th nearest of the benign ones."""
 
-    def __init__(self, read: Callable[[Look], Tensor]):
-        super().__init__()
-        self.read = read
-
     def fit(self, look: Look) -> "Neighbours":
         self.remember(reference=self.read(look).float())
         return self
@@ -157,16 +147,14 @@ class Neighbours(View):
         return distances.kthvalue(min(NEIGHBOURS, len(self.reference)), dim=1).values.double()
 
 
-class Doubt(View):
-    """How unsure the victim is: one minus its largest probability."""
-
-    def forward(self, look: Look) -> Tensor:
-        return 1 - look.answers.double().amax(1)
-
-
 def log_patches(residual: Tensor) -> Tensor:
     """Residuals [N, T] -> logarithms; the floor is far below what an 8-bit image leaves."""
     return residual.clamp_min(1e-7).log()
+
+
+def doubt(look: Look) -> Tensor:
+    """How unsure the victim is [N]: one minus its largest probability."""
+    return 1 - look.answers.double().amax(1)
 
 
 def trace(look: Look) -> Tensor:
@@ -181,7 +169,7 @@ VIEWS: dict[str, Callable[[], View]] = {
     "visible profile": lambda: Profile(lambda look: log_patches(look.visible)),
     "latent": lambda: Profile(lambda look: look.latent),
     "trace": lambda: Profile(trace),
-    "doubt": Doubt,
+    "doubt": lambda: View(doubt),
     "features": lambda: Neighbours(lambda look: look.features),
 }
 # Chosen on glyphs (proxy, outliers, JBDA) and on MNIST against KMNIST, before EMNIST and CIFAR-100 were looked at: of all
@@ -217,8 +205,8 @@ def combined(surprises: Tensor, combination: str) -> Tensor:
     """Scores [N] of the views' surprises [N, V], minus the logarithms of their p-values; higher = stranger.
 
     - "minimum": the smallest p-value decides: one view that sees something is enough (Tippett).
-    - "cauchy": the mean of tan((1/2 - p) pi), here of log(1 + its positive part): nearly the minimum, but several small
-      p-values count for more than one (Liu and Xie 2020).
+    - "cauchy": the mean of tan((1/2 - p) pi), on a scale of its asinh: nearly the minimum, but several small p-values
+      count for more than one (Liu and Xie 2020).
     - "fisher": the sum of the surprises: all views count alike (Fisher).
     """
     if combination == "minimum":
@@ -226,12 +214,9 @@ def combined(surprises: Tensor, combination: str) -> Tensor:
     if combination == "fisher":
         return surprises.sum(1)
     p = (-surprises).exp().clamp(max=0.99)  # a p-value of 1 would outweigh everything
-    near, far = (
-        torch.tan((0.5 - p) * math.pi),
-        torch.exp(surprises.clamp(max=700)) / math.pi,
-    )  # tan overflows for small p
-    mean = torch.where(p > 1e-9, near, far).mean(1)
-    return torch.asinh(mean)
+    near = torch.tan((0.5 - p) * math.pi)
+    far = torch.exp(surprises.clamp(max=700)) / math.pi  # where tan has no digits left
+    return torch.asinh(torch.where(p > 1e-9, near, far).mean(1))
 
 
 class SamePlus(SameDetector):
@@ -246,16 +231,18 @@ class SamePlus(SameDetector):
         combination: one of `COMBINATIONS`.
 
     Raises:
-        ValueError: an unknown view or combination.
+        ValueError: an unknown view or combination, or a mask ratio below 1/2: with one pass no patch would ever be hidden.
     """
 
     kind = "same-plus"
 
     def __init__(
-        self, settings: SameSettings, seed: int = 0, views: Iterable[str] = tuple(VIEWS), combination: str = "minimum"
+        self, settings: SameSettings, seed: int = 0, views: Iterable[str] = CHOSEN, combination: str = COMBINATION
     ):
         super().__init__(settings, seed)
         views = tuple(views)
+        if settings.mask_ratio < 0.5:
+            raise ValueError(f"complementary masks need a mask_ratio of 0.5 or more, got {settings.mask_ratio}")
         if not views or set(views) - set(VIEWS):
             raise ValueError(f"views must be some of {', '.join(VIEWS)}, got {', '.join(views) or 'none'}")
         if combination not in COMBINATIONS:
@@ -322,9 +309,7 @@ class SamePlus(SameDetector):
             latent = latent + torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1).float() / len(masks)
             mean = mean + patches.float() / len(masks)
         with autocast(x.device):
-            features = self.auxiliary.trunk(
-                unpatchify(mean, s.patch, mae.image_shape).contiguous(memory_format=torch.channels_last)
-            )
+            features = self.auxiliary.features(unpatchify(mean, s.patch, mae.image_shape))
             prediction = self.auxiliary.head(features).float().softmax(1)
         features = nn.functional.normalize(features.float(), dim=1)
         return Look(answers, hidden, visible, latent, deviation(answers, prediction), features)

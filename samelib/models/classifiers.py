@@ -17,11 +17,18 @@ SMALLEST_SIDE = 14  # pixels that Conv3's unpadded convolutions need
 BATCH = 512
 
 
-class Conv3(nn.Module):
-    """Three convolutions and two linear layers: images [N, C, H, W] -> logits [N, K]; 1.15 M parameters at 28 x 28.
+class Classifier(nn.Module):
+    """A `trunk`, images [N, C, H, W] -> features [N, D], and a `head`, features -> logits [N, K]."""
 
-    Like every classifier here it is a `trunk` (features [N, D]) and a `head` (logits).
-    """
+    def features(self, x: Tensor) -> Tensor:
+        return self.trunk(x.contiguous(memory_format=torch.channels_last))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+class Conv3(Classifier):
+    """Three convolutions and two linear layers: images [N, C, H, W] -> logits [N, K]; 1.15 M parameters at 28 x 28."""
 
     def __init__(self, image_shape: tuple[int, int, int], classes: int):
         super().__init__()
@@ -39,11 +46,8 @@ class Conv3(nn.Module):
         )  # fmt: skip
         self.head = nn.Linear(512, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.trunk(x.contiguous(memory_format=torch.channels_last)))
 
-
-class ResNet18(nn.Module):
+class ResNet18(Classifier):
     """torchvision's ResNet-18: images [N, C, H, W] -> logits [N, K].
 
     Args:
@@ -65,11 +69,8 @@ class ResNet18(nn.Module):
         self.trunk.fc = nn.Identity()
         self.head = nn.Linear(512, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.trunk(x.contiguous(memory_format=torch.channels_last)))
 
-
-class SharedTrunk(nn.Module):
+class SharedTrunk(Classifier):
     """An auxiliary model on the victim's frozen trunk, with a normalisation and a head of its own.
 
     The paper's structure sharing ("Fidelity and Efficiency"): the only new parameters are 2 D + D K + K.
@@ -82,9 +83,9 @@ class SharedTrunk(nn.Module):
         self.norm = nn.LayerNorm(victim.head.in_features)
         self.head = nn.Linear(victim.head.in_features, victim.head.out_features)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         trunk = self._trunk[0].eval().requires_grad_(False)
-        return self.head(self.norm(trunk(x.contiguous(memory_format=torch.channels_last))))
+        return self.norm(trunk(x.contiguous(memory_format=torch.channels_last)))
 
 
 def build_classifier(architecture: str, image_shape: tuple[int, int, int], classes: int, seed: int = 0) -> nn.Module:
