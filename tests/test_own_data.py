@@ -58,14 +58,16 @@ def fault(*words) -> str:
 
 def test_images_without_labels_train_no_victim(tmp_path, untrained, capsys):
     own = save(tmp_path / "own.npz")
-    message = fault("fit", tmp_path / "detector", "--data", own, "--tier", "smoke", "--fpr", 0.2)
+    words = ["--tier", "smoke", "--method", "same", "--fpr", 0.2]
+    message = fault("fit", tmp_path / "detector", "--data", own, *words)
     assert "add the array `labels`" in message and "bring your own victim" in message
     assert "100" not in capsys.readouterr().out and not (tmp_path / "detector").exists()
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["--fpr", "0.001"], "needs 999 benign images for the threshold, got "),
-    (["--fpr", "1"], "above 0 and below 1"),
+    (["--method", "same", "--fpr", "0.001"], "needs 999 benign images for the threshold, got "),
+    (["--method", "same", "--fpr", "1"], "above 0 and below 1"),
+    ([], "the views need 100 calibration images or more, got 26; give more benign images, or take SAME as the paper"),
 ])  # fmt: skip
 def test_rates_are_checked_before_the_first_training(tmp_path, untrained_command, words, message):
     own = save(tmp_path / "own.npz", labels=np.arange(400) % 4)

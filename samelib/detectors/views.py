@@ -277,7 +277,10 @@ class SamePlus(SameDetector):
     def check_calibration(count: int, fpr: float) -> None:
         """Raises ValueError where so many calibration images are too few for the views or the rate."""
         if count < FEWEST:
-            raise ValueError(f"the views need {FEWEST} calibration images or more, got {count}")
+            raise ValueError(
+                f"the views need {FEWEST} calibration images or more, got {count}; give more benign images, or take SAME as "
+                "the paper has it (SameDetector, --method same)"
+            )
         check_fpr(fpr, _parts(count)[2])
 
     def look(self, x: Tensor, answers: Tensor | None = None) -> Look:
