@@ -7,6 +7,7 @@ import torch
 from conftest import TINY_SAME
 from torch import nn
 
+from samelib import attacks
 from samelib.attacks import (
     ATTACKS,
     JBDA,
@@ -449,6 +450,14 @@ def test_ink_is_what_is_not_paper():
 
 
 # Every one of them by name
+
+
+@pytest.mark.parametrize("name", ["knockoff-preprocessed", "knockoff-filtered", "knockoff-purified"])
+def test_without_a_proxy_set_nothing_is_learnt_for_it(name, group, store, monkeypatch):
+    monkeypatch.setattr(attacks, "own_autoencoder", None)
+    attack = make_attack(name, group, preset("smoke", group.image_shape), 0, store, proxy=group.proxy[:0])
+    with pytest.raises(ValueError, match="holds 0 images"):
+        attack.check_budget(10)
 
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name.startswith("knockoff-")])

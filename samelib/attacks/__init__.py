@@ -88,7 +88,8 @@ def make_attack(
     given |= options
     if issubclass(ATTACKS[name], Attack):
         return ATTACKS[name](**given)
-    given["proxy"] = _disguise(name, group, settings, seed, store)(given["proxy"])
+    if len(given["proxy"]):  # without any, Knockoff says so before something is learnt for them
+        given["proxy"] = _disguise(name, group, settings, seed, store)(given["proxy"])
     return Knockoff(**given)
 
 

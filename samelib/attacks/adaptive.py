@@ -20,8 +20,8 @@ from samelib.training import TrainSettings
 class Mixing(Knockoff):
     """Knows that what an account asks is looked at together, and hides among benign queries of their own.
 
-    Of the first n queries floor(n share) are benign, in whatever order: those are asked again when all were. The
-    substitute learns from both kinds.
+    Of the first n queries floor(n share) are benign, for every n; when all of those were asked, they are asked again.
+    The substitute learns from both kinds.
 
     Args:
         proxy: the attacker's images.
