@@ -31,8 +31,12 @@ WITH_OWN_VICTIM = {"outlier_exposure": OutlierExposure, "edm": EDM}
 
 
 def group_of(name: str, tier: str) -> Group:
-    """The group's images; at smoke tier few of them, for every cell trains or scores on them."""
-    group = load_group(name, tier)
+    """The images of a group as the lab uses them."""
+    return trimmed(load_group(name, tier), tier)
+
+
+def trimmed(group: Group, tier: str) -> Group:
+    """At smoke tier few of a group's images, for every cell trains or scores on them; else all."""
     if tier != "smoke":
         return group
     return replace(group, victim_train=group.victim_train[:500], benign_test=group.benign_test[:200])
@@ -42,7 +46,8 @@ class Bench:
     """One seed's victims, detectors and query logs; each is made when it is first asked for."""
 
     def __init__(self, group: str, tier: str, seed: int, store: ArtifactStore | None = None):
-        self.group = group_of(group, tier).to(best_device())
+        whole = load_group(group, tier).to(best_device())
+        self.group, self._benign = trimmed(whole, tier), whole.benign_test
         self.settings, self.scale = preset_of(group, tier), SCALES[tier]
         self.seed, self.store = seed, store or ArtifactStore()
         self.benign_readings: dict[DetectorVariant, tuple] = {}  # see reproduction.detection
@@ -54,9 +59,8 @@ class Bench:
     def halves(self) -> tuple[ImageSet, ImageSet]:
         """The benign test set in two: honest users' queries, on which copies are measured; and what attackers hold who
         have benign images of their own."""
-        whole = load_group(self.group.name, self.group.tier).benign_test
-        half = len(whole) // 2
-        return self.group.benign_test[:half], whole[half:].to(best_device())
+        half = len(self._benign) // 2
+        return self.group.benign_test[:half], self._benign[half:]
 
     @cached_property
     def undefended(self) -> tuple[Victim, dict]:

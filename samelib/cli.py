@@ -35,7 +35,7 @@ from samelib.models.classifiers import Victim
 from samelib.plots import image_rows
 from samelib.presets import evaluation, preset, train_victim
 from samelib.responses import BanAccount, ProofOfWork, Reject
-from samelib.store import ArtifactStore, load_folder
+from samelib.store import ArtifactStore, load_card
 from samelib.training import best_device
 
 CHUNK = 1024  # images read and scored together
@@ -166,8 +166,7 @@ def score(detector: Path, images: Path, output) -> None:
     exit status is 1.
     """
     same = load_detector(detector, device=best_device())
-    parts = same.explain(torch.zeros(1, *same.image_shape))
-    table = csv.DictWriter(output, ["image", *parts, "p_value", "flagged", "error"], lineterminator="\n")
+    table = csv.DictWriter(output, ["image", "score", *same.parts, "p_value", "flagged", "error"], lineterminator="\n")
     table.writeheader()
     count = flagged = unreadable = 0
     stream = tqdm(read_images(images, same.image_shape), unit="image", disable=not sys.stderr.isatty())
@@ -313,7 +312,7 @@ def used_options(choice: str, allowed: dict[str, set[str]], options: dict) -> di
 
 def load_victim(folder: Path) -> tuple[Victim, SameDetector | None]:
     """The saved victim, with its detector where that was saved along."""
-    if load_folder(folder)[1].get("kind") not in SAVED:
+    if load_card(folder).get("kind") not in SAVED:
         return Victim.load(folder, best_device()), None
     detector = load_detector(folder, device=best_device())
     return detector.victim, detector

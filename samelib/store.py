@@ -84,15 +84,15 @@ def save_folder(folder: Path, tensors: dict[str, Tensor], card: dict) -> dict:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_folder(folder: Path) -> tuple[dict[str, Tensor], dict]:
-    """(tensors, card) of a folder written by `save_folder`.
+def load_card(folder: Path) -> dict:
+    """The card of a folder written by `save_folder`; its weights are not read.
 
     Raises:
-        ArtifactError: a file is missing, of another format version, or a byte of the weights was changed.
+        ArtifactError: it is missing, damaged, or of another format version.
     """
     try:
         card = json.loads((folder / CARD).read_text())
-        version, expected = card["format"], card["sha256"]
+        version, _ = card["format"], card["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{folder} holds no readable {CARD} ({error}); make the folder again") from error
     if version != FORMAT:
@@ -102,8 +102,18 @@ def load_folder(folder: Path) -> tuple[dict[str, Tensor], dict]:
         )
     if card.get("card_sha256") != json_digest(card, without="card_sha256"):
         raise ArtifactError(f"{folder / CARD} is damaged: its SHA-256 is not what it says; make the folder again")
+    return card
+
+
+def load_folder(folder: Path) -> tuple[dict[str, Tensor], dict]:
+    """(tensors, card) of a folder written by `save_folder`.
+
+    Raises:
+        ArtifactError: a file is missing, of another format version, or a byte of the weights was changed.
+    """
+    card = load_card(folder)
     try:
-        if file_digest(folder / WEIGHTS) != expected:
+        if file_digest(folder / WEIGHTS) != card["sha256"]:
             raise ArtifactError(f"{folder / WEIGHTS} is damaged: its SHA-256 is not the card's; make the folder again")
         return load_file(folder / WEIGHTS), card
     except OSError as error:

@@ -10,8 +10,9 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from samelib.data.image_set import received, to_uint8
+from samelib.data.image_set import ImageSet, received, to_uint8
 from samelib.evidence import Likeness, sketches
+from samelib.models.classifiers import Victim
 from samelib.store import ArtifactStore
 
 
@@ -73,6 +74,15 @@ class Detector(ABC):
         Raises:
             ValueError: image sets that do not fit together, or too few calibration images for the rate.
         """
+
+    def _stand_before(self, victim, images: ImageSet, calibration: ImageSet) -> None:
+        """Takes a victim that is given (see `Victim.wrap`), once it is clear that the images are alike and such as it takes
+        (ValueError where they are not)."""
+        if calibration.image_shape != images.image_shape:
+            raise ValueError(f"training images are {images.image_shape}, calibration {calibration.image_shape}")
+        self.victim = Victim.wrap(victim, images.pixels(slice(2)))
+        self.victim.require(images.image_shape, self.victim.classes)
+        self.image_shape = images.image_shape
 
     def score(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
         """Images [N, C, H, W], uint8 or float in [-1, 1] -> anomaly scores [N], higher = more suspicious.

@@ -153,13 +153,10 @@ class Control(Detector):
         """
         if len(calibration) < FEWEST:
             raise ValueError(f"a control needs {FEWEST} calibration images or more, got {len(calibration)}")
-        if calibration.image_shape != images.image_shape:
-            raise ValueError(f"training images are {images.image_shape}, calibration {calibration.image_shape}")
         half = len(calibration) // 2
         check_fpr(fpr, half)
-        self.victim = Victim.wrap(victim, images.pixels(slice(2)))
-        self.victim.require(images.image_shape, self.victim.classes)
-        self.image_shape, self._device = images.image_shape, images.device
+        self._stand_before(victim, images, calibration)
+        self._device = images.device
         self._read = STATISTICS[self.statistic](images[:TRAINING_IMAGES].pixels())
         reference, threshold = calibration.split(half, half)
         benign = self._measured(reference.pixels(), None)

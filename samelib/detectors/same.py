@@ -76,6 +76,7 @@ class SameDetector(Detector):
     """
 
     kind = "same-detector"  # on the card of a saved one
+    parts = ("reconstruction_error", "deviation")  # of a score, as `explain` names them
     loss_factor = 1.0  # of eq. 4
     auxiliary_target = "victim"  # what the auxiliary model learns: the victim's answers (eq. 5)
 
@@ -122,11 +123,9 @@ class SameDetector(Detector):
         half = len(calibration) // 2
         store = store or ArtifactStore()
         self._learn(images, calibration, victim, store)
-        scaling, threshold = zip(
-            *(term.split(half) for term in self._terms_of(calibration[: 2 * half], store)), strict=True
-        )
-        self.scale = torch.stack([torch.stack([t.mean(), t.std().clamp_min(1e-12)]) for t in scaling])
-        self.calibration_terms = Terms(*threshold)
+        terms = self._terms_of(calibration[: 2 * half], store)
+        self.scale = torch.stack([torch.stack([t[:half].mean(), t[:half].std().clamp_min(1e-12)]) for t in terms])
+        self.calibration_terms = Terms(*(t[half:] for t in terms))
         return self._settle(calibration.images[half : 2 * half], fpr)
 
     @staticmethod
@@ -136,11 +135,7 @@ class SameDetector(Detector):
 
     def _learn(self, images: ImageSet, calibration: ImageSet, victim, store: ArtifactStore) -> None:
         """Both models, trained or from the store, once it is clear that everything fits together."""
-        if calibration.image_shape != images.image_shape:
-            raise ValueError(f"training images are {images.image_shape}, calibration {calibration.image_shape}")
-        self.victim = Victim.wrap(victim, images.pixels(slice(2)))
-        self.victim.require(images.image_shape, self.victim.classes)
-        self.image_shape = images.image_shape
+        self._stand_before(victim, images, calibration)
         self.mae, self.cards["mae"] = self.fit_autoencoder(images, store)
         self.auxiliary, self.cards["auxiliary"] = self._fit_auxiliary(images, store)
         self._freeze()
@@ -308,13 +303,9 @@ class SameDetector(Detector):
         return self
 
     def explain(self, x: Tensor) -> dict[str, Tensor]:
-        """The scores [N] of images, and what they are made of: reconstruction error and deviation."""
+        """The scores [N] of images, and their `parts` [N]: reconstruction error and deviation."""
         terms = self.terms(x)
-        return {
-            "score": self.combine(terms),
-            "reconstruction_error": terms.reconstruction,
-            "deviation": terms.deviation,
-        }
+        return {"score": self.combine(terms)} | dict(zip(self.parts, terms, strict=True))
 
     def _remember(self, benign: Tensor) -> None:
         self.calibration_terms = self.terms(benign)

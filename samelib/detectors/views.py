@@ -11,7 +11,8 @@ Magesh et al. (2023) combine conformal p-values of several scores. All reference
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -52,7 +53,8 @@ class Look(NamedTuple):
     features: Tensor
 
 
-def complementary_masks(tokens: int, mask_ratio: float, seed: int) -> list[tuple[Tensor, int]]:
+@lru_cache  # a detector asks for its own with every batch
+def complementary_masks(tokens: int, mask_ratio: float, seed: int) -> tuple[tuple[Tensor, int], ...]:
     """One random permutation of the patches, cut in about 1 / (1 - mask_ratio) parts: (noise [T], patches to keep) of
     the pass that shows each part, so that every patch is visible in exactly one pass."""
     passes = max(1, round(tokens / visible_count(tokens, mask_ratio)))
@@ -62,7 +64,7 @@ def complementary_masks(tokens: int, mask_ratio: float, seed: int) -> list[tuple
         noise = torch.ones(tokens)
         noise[part] = 0.0
         masks.append((noise, len(part)))
-    return masks
+    return tuple(masks)
 
 
 # Views: a benign reference is remembered, then each look becomes one number, higher = stranger.
@@ -296,7 +298,7 @@ class SamePlus(SameDetector):
             looks = [self.sweep(images.to(device), rows.to(device), masks) for images, rows in batches]
         return Look(*(torch.cat(column) for column in zip(*looks, strict=True)))
 
-    def sweep(self, x: Tensor, answers: Tensor, masks: list[tuple[Tensor, int]]) -> Look:
+    def sweep(self, x: Tensor, answers: Tensor, masks: Sequence[tuple[Tensor, int]]) -> Look:
         """The look at one batch of images [n, C, H, W] on the 8-bit grid under these masks (see `complementary_masks`),
         with gradients where they are wanted."""
         s, mae = self.settings.mae, self.mae
@@ -319,9 +321,10 @@ class SamePlus(SameDetector):
 
     def surprises(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
         """Minus the logarithm of each view's p-value, float64 [N, V], in the order of `self.views`."""
-        return self._surprises(self.look(x, answers))
+        return self.surprises_of(self.look(x, answers))
 
-    def _surprises(self, look: Look) -> Tensor:
+    def surprises_of(self, look: Look) -> Tensor:
+        """The surprises of a look that was taken already."""
         return torch.stack([self.tails[name](view(look)) for name, view in self.views.items()], dim=1)
 
     def seen_by(self, x: Tensor, answers: Tensor | None = None) -> list[str]:
@@ -330,13 +333,18 @@ class SamePlus(SameDetector):
         return [names[i] for i in self.surprises(x, answers).argmax(1)]
 
     def explain(self, x: Tensor) -> dict[str, Tensor]:
-        """The scores [N] of images, and the p-value [N] of each view, as "p_trace"."""
+        """The scores [N] of images, and the p-value [N] of each view."""
         surprises = self.surprises(x)
-        p_values = {f"p_{name}": (-surprises[:, i]).exp() for i, name in enumerate(self.views)}
+        p_values = dict(zip(self.parts, (-surprises).exp().unbind(1), strict=True))
         return {"score": combined(surprises, self.combination)} | p_values
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Of a score, as `explain` names them: "p_trace" and its kin."""
+        return tuple(f"p_{name}" for name in self.views)
+
     def score_received(self, x: Tensor, answers: Tensor | None = None) -> Tensor:
-        return combined(self._surprises(self._look(x, answers)), self.combination)
+        return combined(self.surprises_of(self._look(x, answers)), self.combination)
 
     def _remember(self, benign: Tensor) -> None:
         self._scores = self.score(benign)
