@@ -39,7 +39,8 @@ def trimmed(group: Group, tier: str) -> Group:
     """At smoke tier few of a group's images, for every cell trains or scores on them; else all."""
     if tier != "smoke":
         return group
-    return replace(group, victim_train=group.victim_train[:500], benign_test=group.benign_test[:200])
+    few = {"victim_train": group.victim_train[:500], "benign_test": group.benign_test[:150], "seeds": group.seeds[:40]}
+    return replace(group, **few)
 
 
 class Bench:

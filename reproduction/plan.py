@@ -256,7 +256,7 @@ class Scale(NamedTuple):
 
 SCALES = {
     "smoke": Scale(
-        (24, 48), small_budgets=False, http_queries=10, seen=((None, 1_000),), adaptive_queries=220,
+        (24, 48), small_budgets=False, http_queries=8, seen=((None, 1_000),), adaptive_queries=60,
         guards=((SAME, "reject 5 %"),), knowing=(KNOCKOFF, PREPROCESSED, REFUSALS, INK_JBDA), accounts=(10,),
     ),
     "lecture": Scale(
@@ -277,10 +277,10 @@ def preset_of(group: str, tier: str) -> Preset:
     p = preset(tier, (3, 32, 32) if group in COLOUR else (1, 28, 28))
     if tier != "smoke":
         return p
-    brief = TrainSettings(seen=500, batch=32, lr=2e-3)
+    brief = TrainSettings(seen=320, batch=32, lr=2e-3)
     same = replace(p.same, mae_train=replace(p.same.mae_train, epochs=2), auxiliary_train=brief)
     trainings = dict.fromkeys(("victim_train", "substitute_train", "round_train"), brief)
-    return replace(p, same=same, budgets=(220, 260), dfme_budget=520, **trainings)
+    return replace(p, same=same, budgets=(60, 90), dfme_budget=180, **trainings)
 
 
 def budgets_of(frame: pd.DataFrame) -> tuple[int, int]:

@@ -39,8 +39,23 @@ def own_cache(cache, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def book() -> Build:
-    """The book at smoke tier. The notebooks' own tests come first, so here they are already valid."""
+def runs(cache, pytestconfig) -> str:
+    """Every notebook at smoke tier, one after another: a second core has other tests. What went wrong, or nothing."""
+    stage(SMOKE)
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    with pytest.MonkeyPatch.context() as patch, capture.global_and_fixture_disabled():
+        patch.setenv("SAMELIB_CACHE", str(cache))
+        print()
+        try:
+            run_chapters(SMOKE, NOTEBOOKS, jobs=1)
+        except BuildError as error:
+            return str(error)
+    return ""
+
+
+@pytest.fixture(scope="module")
+def book(runs) -> Build:
+    """The book at smoke tier, of notebooks that have run."""
     build, _ = build_book(ROOT, "smoke")
     return build
 
@@ -80,11 +95,8 @@ def test_repository_and_tag_are_those_of_the_config():
 
 
 @every_notebook
-def test_notebook_runs(name, capsys):
-    stage(SMOKE)
-    with capsys.disabled():
-        print()
-        run_chapters(SMOKE, [name])
+def test_notebook_runs(name, runs):
+    assert f"{name} failed" not in runs, runs
     assert not check_notebook(SMOKE.source / name) + too_many_operations(SMOKE, name)
     run = read(SMOKE.source / name).metadata.papermill
     assert run.parameters == SMOKE.parameters and not run.exception
