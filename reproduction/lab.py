@@ -18,7 +18,7 @@ from samelib.detectors.edm import EDM
 from samelib.detectors.outlier_exposure import OutlierExposure
 from samelib.detectors.posthoc import METHODS, PostHoc
 from samelib.detectors.same import SameDetector
-from samelib.detectors.views import CHOSEN, VIEWS, SamePlus
+from samelib.detectors.views import VIEWS, SamePlus
 from samelib.gateway import QueryGateway
 from samelib.metrics import accuracy
 from samelib.models.classifiers import Victim
@@ -101,7 +101,7 @@ class Bench:
             return Control(*CONTROLS[name]).fit(images, calibration, self.undefended[0])
         same = self.same_settings(variant)
         if name == "same_plus":
-            detector = SamePlus(same, self.seed, VIEWS if variant.scoring == "every view" else CHOSEN)
+            detector = SamePlus(same, self.seed, VIEWS if variant.scoring == "every view" else None)
         elif variant.fault != "none":
             detector = AuthorCodeDetector(same, variant.fault, self.seed)
         else:

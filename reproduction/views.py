@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from reproduction.detection import LABELS, SHORT, detected, papers_table
 from reproduction.plan import EVERY_VIEW, SAME, SAME_MASK_0, SAME_PLUS, DetectorVariant
 from reproduction.tables import markdown, select, spread
+from samelib.data.groups import COLOUR
 from samelib.detectors.views import CHOSEN, COMBINATIONS, VIEWS
 from samelib.plots import COLOURS, LINES, legend_above
 
@@ -29,9 +30,11 @@ def views_table(frame: pd.DataFrame) -> str:
         cells = [f"{spread(rows(kind)['auroc'])} / {spread(rows(kind)['tpr_at_5%'])}" for kind in KINDS]
         return [name, *cells, spread(rows(KINDS[-1])["fpr_at_5%"])]
 
+    chosen = CHOSEN["colour" if frame["group"].iloc[0] in COLOUR else "grey"]
+    measured = set(frame["view"])  # of older rows some views are missing
     lines = [line("SAME", lambda kind: detected(frame, SAME, kind))]
-    for view in (*VIEWS, *COMBINATIONS):
-        words = f"{view} of the chosen" if view in COMBINATIONS else f"{view} (chosen)" if view in CHOSEN else view
+    for view in (*(v for v in VIEWS if v in measured), *COMBINATIONS):
+        words = f"{view} of the chosen" if view in COMBINATIONS else f"{view} (chosen)" if view in chosen else view
         lines.append(line(words, lambda kind, view=view: detected(frame, EVERY_VIEW, kind, view=view)))
     return markdown(["score", *KINDS, "benign flagged"], lines)
 

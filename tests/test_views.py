@@ -7,10 +7,22 @@ from conftest import TINY_SAME, fit_beside
 from scipy import stats
 
 from samelib import load_group, train_victim
+from samelib.data.groups import Group
+from samelib.data.synthetic import shapes
 from samelib.detectors.same import SameDetector
-from samelib.detectors.views import PRIOR, VIEWS, SamePlus, Tail, class_means, combined, complementary_masks
+from samelib.detectors.views import (
+    CHOSEN,
+    PRIOR,
+    VIEWS,
+    BothTails,
+    SamePlus,
+    Tail,
+    class_means,
+    combined,
+    complementary_masks,
+)
 from samelib.metrics import auroc
-from samelib.models.classifiers import Victim
+from samelib.models.classifiers import Victim, build_classifier, predict
 from samelib.models.mae import patchify
 from samelib.store import ArtifactError, ArtifactStore
 
@@ -159,3 +171,50 @@ def test_jbda_as_published_is_caught_on_glyphs():
     victim.model(x).amax(1).sum().backward()
     stepped = (x.detach() + 0.1 * x.grad.sign()).clamp(-1, 1)
     assert auroc(plus.score(benign), plus.score(stepped)) > 0.95
+
+
+# Colour pictures: other views, and the victim's own features where they are at hand
+
+
+@pytest.fixture(scope="module")
+def colour() -> tuple[Group, SamePlus]:
+    train, calibration, benign, seeds = shapes("victim", 420).split(200, 150, 50, 20)
+    group = Group("shapes", train, calibration, benign, seeds, shapes("proxy", 20), shapes("outliers", 20))
+    victim = Victim.of(build_classifier("resnet10", (3, 32, 32), 10), (3, 32, 32), 10, "resnet10")
+    settings = replace(TINY_SAME, mae=replace(TINY_SAME.mae, patch=8), auxiliary="resnet10")
+    return group, fit_beside(SamePlus(settings), group, victim)
+
+
+def test_both_tails_are_surprised_by_too_little_as_by_too_much():
+    statistics = torch.linspace(0, 1, 101)
+    both = BothTails().fit(statistics)(torch.tensor([-0.3, 0.0, 0.5, 1.0, 1.3]))
+    assert torch.allclose(both, both.flip(0), atol=0.05) and both[0] > both[1] > both[2] == 0
+    once = Tail().fit(statistics)(torch.tensor([1.3]))
+    assert torch.allclose(both[-1:], once - math.log(2))
+
+
+def test_colour_pictures_have_views_of_their_own(colour, plus, group, victim, store):
+    assert tuple(colour[1].views) == CHOSEN["colour"]
+    assert tuple(fit_beside(SamePlus(TINY_SAME), group, victim, store).views) == CHOSEN["grey"]
+    assert plus.tails["visible profile, both sides"].high.start == plus.tails["visible profile"].start
+
+
+def test_the_features_of_a_query_are_the_victims_where_they_are_at_hand(colour):
+    group, plus = colour
+    x = group.benign_test[:5].pixels()
+    own = torch.nn.functional.normalize(plus.victim.model.features(x), dim=1)
+    assert torch.allclose(plus.look(x).query, own, atol=1e-5)
+    box = Victim(plus.victim.answer, plus.victim.image_shape, plus.victim.classes)
+    outside = fit_beside(SamePlus(plus.settings, views=["query features"]), group, box)
+    own = torch.nn.functional.normalize(outside.auxiliary.features(x), dim=1)
+    assert torch.allclose(outside.look(x).query, own, atol=1e-5)
+
+
+def test_a_saved_one_asks_for_the_victim_that_it_was_fitted_beside(colour, tmp_path):
+    group, plus = colour
+    x = group.proxy.pixels()
+    folder = plus.save(tmp_path / "saved")
+    assert torch.allclose(SamePlus.load(folder).score(x), plus.score(x), atol=1e-5)
+    box = Victim(lambda x: predict(plus.victim.model, x), plus.victim.image_shape, plus.victim.classes)
+    with pytest.raises(ValueError, match="fitted to features of the victim model"):
+        SamePlus.load(folder, victim=box)

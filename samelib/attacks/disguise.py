@@ -354,6 +354,4 @@ def _expected_terms(detector: SameDetector, passes: int, generator: torch.Genera
 def _expected_surprise(detector: SamePlus, seeds: Iterator[int], x: Tensor) -> Tensor:
     masks = complementary_masks(detector.mae.tokens, detector.settings.mask_ratio, next(seeds))
     look = detector.sweep(x, detector.auxiliary(x).softmax(1), masks)
-    return sum(
-        (view(look) - detector.tails[name].start) / detector.tails[name].excess for name, view in detector.views.items()
-    )
+    return sum(detector.tails[name].excesses(view(look)) for name, view in detector.views.items())
