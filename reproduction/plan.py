@@ -251,7 +251,7 @@ class Scale(NamedTuple):
     adaptive_queries: int = 2_000
     guards: tuple[tuple[DetectorVariant, str], ...] = GUARDS
     knowing: tuple[AttackVariant, ...] = KNOWING
-    accounts: tuple[int, ...] = (1, 10, 100)
+    accounts: tuple[int, ...] = (1, 10, 100, 1_000)
 
 
 SCALES = {
