@@ -177,14 +177,18 @@ def adaptive_table(frame: pd.DataFrame) -> str:
 
 
 def by_account_table(frame: pd.DataFrame) -> str:
-    """Attackers, and honest users, where accounts are watched, from one of them and from several."""
-    lines = []
+    """Attackers, and honest users, where accounts are watched: which share of their queries is answered, and what their
+    copy is worth, by the number of accounts among which the queries are dealt out."""
+    watched = frame[(frame["experiment"] == "adaptive") & frame["response"].isin([ALARM, BAN])]
+    counts, lines = sorted(watched["accounts"].unique()), []
     for (detector, response), label in product(BY_ACCOUNT, _labels(frame, ALARM, BAN)):
-        rows = met(frame, response, detector, label)
-        for accounts, found in rows.groupby("accounts"):
-            figures = spread(found["answered"]), spread(found["substitute_fidelity"])
-            lines.append([label, f"{detector}, {response}", accounts, *figures])
-    return markdown(["queries", "watched by", "accounts", "answered", "fidelity"], lines, 2)
+        found = [select(met(frame, response, detector, label), accounts=count) for count in counts]
+        if any(map(len, found)):
+            pairs = [(spread(f["answered"]), spread(f["substitute_fidelity"])) for f in found]
+            cells = [" / ".join(pair) if len(f) else "–" for pair, f in zip(pairs, found, strict=True)]
+            lines.append([label, f"{detector}, {response}", *cells])
+    header = [f"{count:,} account{'s' if count > 1 else ''}: answered / fidelity" for count in counts]
+    return markdown(["queries", "watched by", *header], lines, 2)
 
 
 def prices_table(frame: pd.DataFrame) -> str:

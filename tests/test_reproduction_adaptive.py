@@ -172,9 +172,13 @@ def test_tables_and_figures_have_a_line_for_everybody_who_was_measured():
         ["| knockoff-preprocessed", "SAME"],
     ]
     assert "| 80.0 ± 0.0 | 60.0 ± 0.0 |" in table[2]
-    accounts = by_account_table(frame).splitlines()[2:]
-    assert accounts[1] == "| knockoff | prada, refuse from the alarm on | 10 | 80.0 ± 0.0 | 60.0 ± 0.0 |"
-    assert accounts[2] == "| knockoff | same, ban at 1 in 1,000 | 10 | 80.0 ± 0.0 | 60.0 ± 0.0 |" and len(accounts) == 3
+    header, _, *accounts = by_account_table(frame).splitlines()
+    assert header.endswith("| 1 account: answered / fidelity | 10 accounts: answered / fidelity |")
+    figures = "80.0 ± 0.0 / 60.0 ± 0.0"
+    assert accounts == [
+        f"| knockoff | prada, refuse from the alarm on | {figures} | {figures} |",
+        f"| knockoff | same, ban at 1 in 1,000 | – | {figures} |",
+    ]
     prices = prices_table(frame).splitlines()
     assert len(prices) == 2 + 2 * 2 * 3 and "| knockoff | 60 | 1,000 | 60,000 | 60.0 ± 0.0 |" in prices[4]
     for draw, axes in ((adaptive_figure, 2), (prices_figure, 2)):
