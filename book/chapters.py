@@ -126,7 +126,8 @@ def run_chapters(build: Build, names: list[str], jobs: int | None = None) -> lis
             print_outcome(name, "still valid")
     if not stale:
         return []
-    stale.sort(key=lambda name: -last[name].get("papermill", {}).get("duration", float("inf")))
+    # The run that a reader interrupted has left no duration.
+    stale.sort(key=lambda name: -(last[name].get("papermill", {}).get("duration") or float("inf")))
     write_kernel(build)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["papermill"])  # it takes seconds to import: once is enough

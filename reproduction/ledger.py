@@ -15,6 +15,7 @@ from reproduction.detection import DETECTORS, METRICS, OTHER_READING, TABLES, de
 from reproduction.plan import SAME, DetectorVariant
 from reproduction.rows import load_rows, reported
 from reproduction.tables import markdown, select, spread
+from reproduction.views import views_table
 
 CLOSE = 2.0  # percentage points: as near as this is reproduced
 TIE = 1.0  # percentage points: as near as this, two figures are alike
@@ -181,7 +182,11 @@ the attacker's substitute had started from the initial weights of one of EDM's o
 _SMALLER_BUDGETS = """\
 Detection on real CIFAR-10 as in Table 2, but after 1,000 and 4,000 queries (the paper: 6,000 and 10,000), with a victim and
 an autoencoder that two processor cores train in half an hour. That is another protocol, so these figures judge none of the
-paper's: they stand beside no verdict."""
+paper's: they stand beside no verdict. Cells without a figure have not been measured."""
+
+_PHOTO_VIEWS = """\
+`SamePlus` on the queries of the large budget, its views and what combines them: AUROC, and the share caught where the
+threshold is set for 5 % on calibration images ([chapter 11](../notebooks/11_attacker_who_knows.ipynb))."""
 
 
 def page() -> str:
@@ -196,6 +201,7 @@ def page() -> str:
     colour = load_rows("cifar10", "lecture")
     if len(colour):
         parts += ["## Table 2 with smaller budgets", _SMALLER_BUDGETS, detection_table(colour)]
+        parts += [_PHOTO_VIEWS, views_table(load_rows("cifar10-views", "lecture"))]
     parts += ["## Where the rows come from", _origins()]
     return "\n\n".join(parts) + "\n"
 

@@ -150,12 +150,12 @@ def _smoke(image_shape: tuple[int, int, int]) -> Preset:
     architecture = "resnet10" if image_shape[0] == 3 else "conv3"
     mae = MAESettings(fitting_patch(image_shape, 4), 48, depth=2, heads=3, decoder_depth=1, decoder_heads=3)
     mae_train = TrainSettings(4, 64, 2e-3, warmup=0.25)
-    substitute = TrainSettings(8, 32, 1e-3, warmup=0.05)
+    substitute = TrainSettings(5, 32, 1e-3, warmup=0.05)
     return Preset(
         architecture=architecture,
-        victim_train=_classifier(6_000),
+        victim_train=_classifier(5_000),
         augment=False,
-        same=SameSettings(mae, mae_train, architecture, _classifier(3_000), passes=2, views=1),
+        same=SameSettings(mae, mae_train, architecture, _classifier(1_800), passes=2, views=1),
         substitute_train=substitute,
         round_train=substitute,
         dfme_train=replace(DFME_TRAIN, batch=32),

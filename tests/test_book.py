@@ -200,13 +200,15 @@ print(os.environ["OMP_NUM_THREADS"], os.environ["SAMELIB_CACHE"])
 
 
 def test_the_longest_chapter_starts_first(tmp_path):
-    book = tiny_book(tmp_path, short="pass", long="pass")
+    """And before it one whose last run was interrupted: papermill has noted no duration."""
+    book = tiny_book(tmp_path, short="pass", long="pass", interrupted="pass")
     stage(book)
-    for name, duration in zip(notebooks(book.root), (1.0, 2.0), strict=True):
+    for name, duration in zip(notebooks(book.root), (1.0, 2.0, None), strict=True):
         past = nbformat.v4.new_notebook(metadata={"papermill": {"duration": duration}})
         (book.source / name).parent.mkdir(exist_ok=True)
         nbformat.write(past, book.source / name)
-    assert run_chapters(book, notebooks(book.root), jobs=1) == ["notebooks/long.ipynb", "notebooks/short.ipynb"]
+    order = [f"notebooks/{name}.ipynb" for name in ("interrupted", "long", "short")]
+    assert run_chapters(book, notebooks(book.root), jobs=1) == order
 
 
 def test_check_finds_a_warning_on_stderr(tmp_path):

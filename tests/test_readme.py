@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 import samelib
+from reproduction.detection import detected
+from reproduction.plan import EVERY_VIEW, OUTLIER_EXPOSURE, SAME
 from reproduction.responses import copies_table
 from reproduction.rows import load_rows
+from samelib.detectors.views import COMBINATION
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,6 +31,14 @@ def test_its_table_is_that_of_the_rows():
     for line in lines:
         row = "| " + " | ".join(cells(line)[i] for i in columns) + " |"
         assert row in README, f"README.md lacks the row\n{row}"
+
+
+def test_its_figures_of_photographs_are_those_of_the_rows():
+    rows, views = load_rows("cifar10", "lecture"), load_rows("cifar10-views", "lecture")
+    found = [detected(rows, detector, "knockoff") for detector in (SAME, OUTLIER_EXPOSURE)]
+    found += [detected(views, EVERY_VIEW, "knockoff", view=view) for view in (COMBINATION, "doubt")]
+    (line,) = [line for line in README.split("> - ") if line.startswith("On real CIFAR-10")]
+    assert sorted(re.findall(r"\d\d\.\d", line)) == sorted(f"{100 * one['auroc'].mean():.1f}" for one in found)
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README))
