@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from reproduction import ablations, accounts, adaptive, cost, curve, detection, ledger, responses, run, views
+from reproduction import ablations, accounts, adaptive, bans, cost, curve, detection, ledger, responses, run, views
 from reproduction.plan import TARGETS, cells_of, check_names, targets_of
 from reproduction.rows import load_rows
 from samelib.data.image_set import OutOfRangeWarning
@@ -38,6 +38,7 @@ TABLES: dict[str, Callable[[pd.DataFrame], str]] = {
     "accounts": accounts.accounts_table,
     "attacks": lambda frame: detection.attack_table(frame, frame["label"].dropna().unique().tolist()),
     "adaptive": lambda frame: f"{adaptive.adaptive_table(frame)}\n\n{adaptive.by_account_table(frame)}",
+    "bans": bans.bans_table,
     "prices": adaptive.prices_table,
 }
 FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {

@@ -75,6 +75,7 @@ class AttackVariant(NamedTuple):
         share: of benign queries, where they are mixed in.
         labels: None: probabilities, or "hard".
         epsilon: of "white-box", in levels.
+        change: of "benign": what another camera or program does to the images.
     """
 
     attack: str | None = None
@@ -87,6 +88,7 @@ class AttackVariant(NamedTuple):
     share: float | None = None
     labels: str | None = None
     epsilon: int | None = None
+    change: str | None = None
 
     @property
     def options(self) -> dict:
@@ -105,6 +107,7 @@ class AttackVariant(NamedTuple):
         words += [f"{self.share:.0%} benign"] if self.share is not None else []
         words += [f"{self.labels} labels"] if self.labels else []
         words += [f"{self.epsilon} levels"] if self.epsilon else []
+        words += [self.change] if self.change else []
         return ", ".join(words)
 
 
@@ -117,6 +120,9 @@ BENIGN, NOISE, KNOCKOFF, OUTLIERS, ADAPTIVE, DFME = map(
 )
 JBDA, UNCLIPPED_JBDA = _jbda(), _jbda(clip=False)
 NEAREST_JBDA = _jbda(0.2, "-")  # the choice that comes nearest to the paper's figures, seeds left out
+# Honest users whose images come from elsewhere than those that the service was calibrated on.
+CHANGES = ("shifted by a pixel", "turned by 10 degrees", "JPEG of quality 75", "a fifth darker")
+HONEST = (BENIGN, *(BENIGN._replace(change=change) for change in CHANGES))
 HEADLINES = (KNOCKOFF, JBDA, NEAREST_JBDA, DFME)
 # The paper's three attacks, what it leaves open about them (chapters 5 and 6), and noise.
 VARIANTS = (
@@ -170,7 +176,7 @@ class Cell:
 
     Attributes:
         experiment: "detection", "accounts", "cost" (what a defence costs before the first query), "curve" (reconstruction
-            error over the epochs of the autoencoder), "responses" or "adaptive".
+            error over the epochs of the autoencoder), "responses", "adaptive" or "bans".
         attack: None for cost and curve.
         budget: queries of the attack, or of honest users.
         response: a key of `RESPONSES` or `ALL_RESPONSES`; None where it is not asked about.
@@ -220,8 +226,9 @@ OVER_HTTP = ("no response", "reject 5 %", "proof of work")
 COARSE_WORK = "proof of work, steps of 5 bits"
 WORK = ("proof of work", COARSE_WORK)
 ALARM = "refuse from the alarm on"  # PRADA's, which watches accounts and decides on no single query
-BAN = "ban at 1 in 1,000"
+BAN, BAN_BY_STRANGENESS = "ban at 1 in 1,000", "ban at 1 in 1,000, by strangeness alone"
 ALL_RESPONSES = RESPONSES | {COARSE_WORK: ProofOfWork(step=5), ALARM: None, BAN: BanAccount(delta=0.001)}
+ALL_RESPONSES[BAN_BY_STRANGENESS] = BanAccount(delta=0.001, streams=("strangeness",))
 # Attackers who know meet these at benign 1 and 5 %, and those where accounts are watched.
 GUARDS = tuple(product((SAME_PLUS, SAME, SAME_MASK_0, *BASELINES), ("reject 1 %", "reject 5 %")))
 BY_ACCOUNT = ((PRADA, ALARM), (SAME, BAN), (SAME_PLUS, BAN))
@@ -367,6 +374,11 @@ def _adaptive(p: Preset, s: Scale) -> Plan:
         yield from _met(s, detector, response, (BENIGN, *(a for a in attacks if a in s.knowing)), accounts)
 
 
+def _bans(p: Preset, s: Scale) -> Plan:
+    for cell in _detection((SAME, SAME_PLUS), (*HONEST, KNOCKOFF), (s.adaptive_queries,), "bans"):
+        yield cell | {"response": BAN_BY_STRANGENESS}
+
+
 def _prices(p: Preset, s: Scale) -> Plan:
     for response in WORK:
         yield from _met(s, SAME, response, (BENIGN, KNOCKOFF, PREPROCESSED, BITS, BARGAIN))
@@ -420,6 +432,8 @@ TARGETS: dict[str, Target] = {
                        lambda p, s: _detection((PRADA,), HEADLINES, p.budgets[1:], "accounts")),
     "attacks": Target("every variant of every attack against SAME", _attacks),
     "adaptive": Target("attackers who know that somebody looks, in front of each detector", _adaptive, "adaptive"),
+    "bans": Target("whom a ban by account strikes: honest users with another camera or file format, and thieves",
+                   _bans, "bans"),
     "prices": Target("what such attackers pay where a puzzle says how strange a query looks", _prices, "adaptive"),
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from reproduction import accounts, adaptive, cost, curve, detection, responses
+from reproduction import accounts, adaptive, bans, cost, curve, detection, responses
 from reproduction.lab import Bench, group_of
 from reproduction.plan import AttackVariant, Cell, DetectorVariant
 from reproduction.rows import RESULTS, append_rows, load_cells, provenance
@@ -25,6 +25,7 @@ EXPERIMENTS = {
     "curve": curve.measure,
     "responses": responses.measure,
     "adaptive": adaptive.measure,
+    "bans": bans.measure,
 }
 
 
