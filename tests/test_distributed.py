@@ -109,7 +109,7 @@ def test_it_is_trained_once_and_by_all(two):
 
 def test_the_first_process_alone_shows_progress(two):
     first, second = two[2]
-    assert "92/92" in first and "92" not in second
+    assert "72/72" in first and "72" not in second
 
 
 def test_an_error_of_the_first_process_reaches_the_other(two):

@@ -131,7 +131,7 @@ def test_a_row_says_whether_the_code_was_as_committed(tmp_path, monkeypatch):
 
 def test_every_published_row_is_whole():
     files = sorted(RESULTS.glob("*.jsonl"))
-    parts = {f"mnist-{part}" for part in ("adaptive", "controls", "http", "responses", "scaling", "views")}
+    parts = {f"mnist-{part}" for part in ("adaptive", "bans", "controls", "http", "responses", "scaling", "views")}
     parts |= {f"cifar10-{part}" for part in ("controls", "views")}
     assert {path.stem for path in files} == {"benchmarks", "cifar10", "mnist"} | parts
     for row in (row for path in files for row in load_cells(path)):

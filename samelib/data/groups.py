@@ -77,7 +77,7 @@ class Sizes:
 
 # "mnist" at paper scale is the whole of MNIST: 60,000 for the victim, 10,000 held out.
 SIZES = {
-    "smoke": Sizes(victim_train=1_200, calibration=300, benign_test=400, proxy=600, outliers=300),
+    "smoke": Sizes(victim_train=1_200, calibration=300, benign_test=400, proxy=1_000, outliers=300),
     "lecture": Sizes(victim_train=60_000, calibration=2_000, benign_test=4_000, proxy=10_000, outliers=10_000),
     "paper": Sizes(victim_train=60_000, calibration=3_000, benign_test=6_800, proxy=60_000, outliers=60_000),
 }
