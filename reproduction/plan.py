@@ -279,9 +279,14 @@ SCALES = {
 }  # fmt: skip
 
 
+def image_shape_of(group: str) -> tuple[int, int, int]:
+    """(C, H, W) of its pictures, known without loading them."""
+    return (3, 32, 32) if group in COLOUR else (1, 28, 28)
+
+
 def preset_of(group: str, tier: str) -> Preset:
     """samelib's settings for the pictures of that group; at smoke tier with shorter trainings, of which there are dozens."""
-    p = preset(tier, (3, 32, 32) if group in COLOUR else (1, 28, 28))
+    p = preset(tier, image_shape_of(group))
     if tier != "smoke":
         return p
     brief = TrainSettings(seen=320, batch=32, lr=2e-3)

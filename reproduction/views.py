@@ -7,10 +7,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from reproduction.detection import LABELS, SHORT, detected, papers_table
-from reproduction.plan import EVERY_VIEW, SAME, SAME_MASK_0, SAME_PLUS, DetectorVariant
+from reproduction.plan import EVERY_VIEW, SAME, SAME_MASK_0, SAME_PLUS, DetectorVariant, image_shape_of
 from reproduction.tables import markdown, select, spread
-from samelib.data.groups import COLOUR
-from samelib.detectors.views import CHOSEN, COMBINATIONS, VIEWS
+from samelib.detectors.views import COMBINATIONS, VIEWS, chosen_views
 from samelib.plots import COLOURS, LINES, legend_above
 
 KINDS = (*LABELS[:2], "outliers")  # the rows hold the other readings too
@@ -30,7 +29,7 @@ def views_table(frame: pd.DataFrame) -> str:
         cells = [f"{spread(rows(kind)['auroc'])} / {spread(rows(kind)['tpr_at_5%'])}" for kind in KINDS]
         return [name, *cells, spread(rows(KINDS[-1])["fpr_at_5%"])]
 
-    chosen = CHOSEN["colour" if frame["group"].iloc[0] in COLOUR else "grey"]
+    chosen = chosen_views(image_shape_of(frame["group"].iloc[0]))
     measured = set(frame["view"])  # of older rows some views are missing
     lines = [line("SAME", lambda kind: detected(frame, SAME, kind))]
     for view in (*(v for v in VIEWS if v in measured), *COMBINATIONS):

@@ -295,20 +295,20 @@ class SamePlus(SameDetector):
         combination: str = COMBINATION,
     ):
         super().__init__(settings, seed)
+        names = None if views is None else tuple(views)
         if settings.mask_ratio < 0.5:
             raise ValueError(f"complementary masks need a mask_ratio of 0.5 or more, got {settings.mask_ratio}")
+        if names is not None and (not names or set(names) - set(VIEWS)):
+            raise ValueError(f"views must be some of {', '.join(VIEWS)}, got {', '.join(names) or 'none'}")
         if combination not in COMBINATIONS:
             raise ValueError(f"combination must be one of {', '.join(COMBINATIONS)}, got {combination!r}")
         self.combination = combination
         self._scores: Tensor | None = None
-        self._given = views is not None
-        self._take(views if self._given else ())
+        self._given = names is not None
+        self._take(names or ())
 
     def _take(self, names: Iterable[str]) -> None:
         """Makes these views, unfitted."""
-        names = tuple(names)
-        if (self._given and not names) or set(names) - set(VIEWS):
-            raise ValueError(f"views must be some of {', '.join(VIEWS)}, got {', '.join(names) or 'none'}")
         self.views = nn.ModuleDict({name: VIEWS[name]() for name in names})
         self.tails = nn.ModuleDict({name: view.tail() for name, view in self.views.items()})
 
@@ -382,7 +382,7 @@ class SamePlus(SameDetector):
 
     @property
     def _features_of(self) -> str | None:
-        """ "victim" or "auxiliary": whose features of the query are looked at; None where no view asks for them."""
+        """Whose features of the query are looked at, "victim" or "auxiliary"; None where no view asks for them."""
         if "query features" not in self.views:
             return None
         return "victim" if self._onlooker is self.victim.model else "auxiliary"
