@@ -33,7 +33,8 @@ from samelib.detectors.base import Detector, conformal_threshold
 from samelib.detectors.controls import CONTROLS
 from samelib.detectors.posthoc import METHODS
 from samelib.detectors.same import SameDetector
-from samelib.detectors.views import COMBINATION, COMBINATIONS, SamePlus, chosen_views, combined
+from samelib.detectors.same_plus import CHOSEN, SamePlus, picture_kind
+from samelib.detectors.views import COMBINATION, COMBINATIONS, combined
 from samelib.metrics import detection_metrics, mean_interval, tpr_at_threshold
 from samelib.plots import COLOURS, HATCHES, LINES, grouped_bars, legend_above
 
@@ -93,7 +94,7 @@ def readings(detector: Detector, x: Tensor, fault: str = "none") -> list[Reading
     combinations, EDM's consensus scores."""
     if isinstance(detector, SamePlus):
         views = dict(zip(detector.views, detector.surprises(x).unbind(1), strict=True))
-        chosen = torch.stack([views[name] for name in chosen_views(detector.image_shape)], dim=1)
+        chosen = torch.stack([views[name] for name in CHOSEN[picture_kind(detector.image_shape)]], dim=1)
         views |= {name: combined(chosen, name) for name in COMBINATIONS}
         return [({"view": name}, scores) for name, scores in views.items()]
     if isinstance(detector, SameDetector):

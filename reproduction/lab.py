@@ -18,7 +18,8 @@ from samelib.detectors.edm import EDM
 from samelib.detectors.outlier_exposure import OutlierExposure
 from samelib.detectors.posthoc import METHODS, PostHoc
 from samelib.detectors.same import SameDetector
-from samelib.detectors.views import VIEWS, SamePlus
+from samelib.detectors.same_plus import SamePlus
+from samelib.detectors.views import VIEWS
 from samelib.gateway import QueryGateway
 from samelib.metrics import accuracy
 from samelib.models.classifiers import Victim
@@ -101,7 +102,8 @@ class Bench:
             return Control(*CONTROLS[name]).fit(images, calibration, self.undefended[0])
         same = self.same_settings(variant)
         if name == "same_plus":
-            detector = SamePlus(same, self.seed, VIEWS if variant.scoring == "every view" else None)
+            views = VIEWS if variant.scoring == "every view" else None
+            detector = SamePlus(same, self.seed, views, exits=())  # rows show what all passes see
         elif variant.fault != "none":
             detector = AuthorCodeDetector(same, variant.fault, self.seed)
         else:

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from reproduction.detection import LABELS, SHORT, detected, papers_table
 from reproduction.plan import EVERY_VIEW, SAME, SAME_MASK_0, SAME_PLUS, DetectorVariant, image_shape_of
 from reproduction.tables import markdown, select, spread
-from samelib.detectors.views import COMBINATIONS, VIEWS, chosen_views
+from samelib.detectors.same_plus import CHOSEN, picture_kind
+from samelib.detectors.views import COMBINATIONS, VIEWS
 from samelib.plots import COLOURS, LINES, legend_above
 
 KINDS = (*LABELS[:2], "outliers")  # the rows hold the other readings too
@@ -29,7 +30,7 @@ def views_table(frame: pd.DataFrame) -> str:
         cells = [f"{spread(rows(kind)['auroc'])} / {spread(rows(kind)['tpr_at_5%'])}" for kind in KINDS]
         return [name, *cells, spread(rows(KINDS[-1])["fpr_at_5%"])]
 
-    chosen = chosen_views(image_shape_of(frame["group"].iloc[0]))
+    chosen = CHOSEN[picture_kind(image_shape_of(frame["group"].iloc[0]))]
     measured = set(frame["view"])  # of older rows some views are missing
     lines = [line("SAME", lambda kind: detected(frame, SAME, kind))]
     for view in (*(v for v in VIEWS if v in measured), *COMBINATIONS):

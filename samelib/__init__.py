@@ -26,7 +26,7 @@ from samelib.detectors.outlier_exposure import OutlierExposure
 from samelib.detectors.posthoc import PostHoc
 from samelib.detectors.prada import Prada
 from samelib.detectors.same import SameDetector
-from samelib.detectors.views import SamePlus
+from samelib.detectors.same_plus import SamePlus
 from samelib.environment import check_environment
 from samelib.gateway import BudgetExceeded, Defence, QueryGateway, Verdict
 from samelib.metrics import accuracy, auroc, detection_metrics, fidelity

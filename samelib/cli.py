@@ -28,7 +28,7 @@ from samelib.detectors import SAVED, load_detector
 from samelib.detectors.base import check_fpr
 from samelib.detectors.power import WeakDetectorWarning, power_table
 from samelib.detectors.same import SameDetector
-from samelib.detectors.views import SamePlus
+from samelib.detectors.same_plus import SamePlus
 from samelib.gateway import Gateway, QueryGateway
 from samelib.metrics import accuracy, binomial_interval
 from samelib.models.classifiers import Victim

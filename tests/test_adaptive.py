@@ -31,7 +31,7 @@ from samelib.data.image_set import ImageSet, to_float
 from samelib.data.synthetic import shapes
 from samelib.detectors.base import Detector
 from samelib.detectors.same import SameDetector
-from samelib.detectors.views import SamePlus
+from samelib.detectors.same_plus import SamePlus
 from samelib.gateway import BudgetExceeded, QueryGateway
 from samelib.models.classifiers import Victim, predict
 from samelib.presets import preset

@@ -17,7 +17,7 @@ from samelib.attacks import ATTACKS, make_attack
 from samelib.data.image_set import to_float
 from samelib.detectors.base import NotFittedError
 from samelib.detectors.same import SameDetector
-from samelib.detectors.views import SamePlus
+from samelib.detectors.same_plus import SamePlus
 from samelib.evidence import MOST, Wealth, log_e_values, safe_p_values, sketches
 from samelib.gateway import Defence, QueryGateway
 from samelib.models.classifiers import Victim

@@ -32,7 +32,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from samelib import cli, presets
 from samelib.data import groups
 from samelib.data.synthetic import glyphs
-from samelib.detectors.views import SamePlus
+from samelib.detectors.same_plus import SamePlus
 from samelib.evidence import Wealth, log_e_values, safe_p_values
 from samelib.models.classifiers import Victim
 from samelib.service import server

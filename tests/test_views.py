@@ -10,17 +10,8 @@ from samelib import load_group, train_victim
 from samelib.data.groups import Group
 from samelib.data.synthetic import shapes
 from samelib.detectors.same import SameDetector
-from samelib.detectors.views import (
-    CHOSEN,
-    PRIOR,
-    VIEWS,
-    BothTails,
-    SamePlus,
-    Tail,
-    class_means,
-    combined,
-    complementary_masks,
-)
+from samelib.detectors.same_plus import CHOSEN, EXITS, Exit, SamePlus, complementary_masks
+from samelib.detectors.views import PRIOR, VIEWS, BothTails, Tail, class_means, combined
 from samelib.metrics import auroc
 from samelib.models.classifiers import Victim, build_classifier, predict
 from samelib.models.mae import patchify
@@ -30,6 +21,14 @@ from samelib.store import ArtifactError, ArtifactStore
 @pytest.fixture(scope="module")
 def plus(group, victim, store) -> SamePlus:
     return fit_beside(SamePlus(TINY_SAME, views=VIEWS), group, victim, store)
+
+
+@pytest.fixture(scope="module")
+def on_glyphs(store) -> tuple[Group, SamePlus]:
+    """With the models that come with the package."""
+    group = load_group("glyphs")
+    plus = SamePlus.preset("lecture", group.image_shape)
+    return group, plus.fit(group.victim_train, group.calibration, train_victim(group, store=store), store=store)
 
 
 @pytest.mark.parametrize(("tokens", "ratio", "passes"), [(49, 0.75, 4), (16, 0.75, 4), (64, 0.5, 2), (49, 0, 1)])
@@ -85,13 +84,18 @@ def test_five_percent_are_five_percent(group, victim, store):
     assert low <= int(flagged.sum()) <= high
 
 
-@pytest.mark.parametrize("name", ["glyphs", pytest.param("mnist", marks=pytest.mark.data)])
-def test_five_percent_are_five_percent_at_lecture_tier(name, request):
-    if name == "mnist":
-        request.getfixturevalue("real_data")
-    group = load_group(name)
+def test_five_percent_are_five_percent_on_glyphs(on_glyphs):
+    check_rate(*on_glyphs)
+
+
+@pytest.mark.data
+def test_five_percent_are_five_percent_on_mnist(real_data):
+    group = load_group("mnist")
     plus = SamePlus.preset("lecture", group.image_shape)
-    plus.fit(group.victim_train, group.calibration, train_victim(group))
+    check_rate(group, plus.fit(group.victim_train, group.calibration, train_victim(group)))
+
+
+def check_rate(group: Group, plus: SamePlus) -> None:
     flagged = plus.flag(group.benign_test[:1000].pixels())
     low, high = stats.betabinom(1000, 40, 761).interval(0.999)
     assert low <= int(flagged.sum()) <= high
@@ -161,14 +165,12 @@ def test_what_cannot_be_combined(group, victim):
         SamePlus(TINY_SAME).fit(group.victim_train, few, victim)
 
 
-def test_jbda_as_published_is_caught_on_glyphs():
+def test_jbda_as_published_is_caught_on_glyphs(on_glyphs):
     """Small steps everywhere, also on the paper around the digit: the mean residual hardly moves, its place does."""
-    group = load_group("glyphs")
-    victim = train_victim(group)
-    plus = SamePlus.preset("lecture", group.image_shape).fit(group.victim_train, group.calibration, victim)
+    group, plus = on_glyphs
     benign = group.benign_test[:200].pixels()
     x = group.benign_test[200:400].pixels().requires_grad_()
-    victim.model(x).amax(1).sum().backward()
+    plus.victim.model(x).amax(1).sum().backward()
     stepped = (x.detach() + 0.1 * x.grad.sign()).clamp(-1, 1)
     assert auroc(plus.score(benign), plus.score(stepped)) > 0.95
 
@@ -194,9 +196,9 @@ def test_both_tails_are_surprised_by_too_little_as_by_too_much():
 
 
 def test_colour_pictures_have_views_of_their_own(colour, plus, group, victim, store):
-    assert tuple(colour[1].views) == CHOSEN["colour"]
+    assert tuple(colour[1].views) == CHOSEN["colour"] and len(colour[1].exits) == len(EXITS["colour"])
     assert tuple(fit_beside(SamePlus(TINY_SAME), group, victim, store).views) == CHOSEN["grey"]
-    assert plus.tails["visible profile, both sides"].high.start == plus.tails["visible profile"].start
+    assert plus.panel.tails["visible profile, both sides"].high.start == plus.panel.tails["visible profile"].start
 
 
 def test_the_features_of_a_query_are_the_victims_where_they_are_at_hand(colour):
@@ -218,3 +220,48 @@ def test_a_saved_one_asks_for_the_victim_that_it_was_fitted_beside(colour, tmp_p
     box = Victim(lambda x: predict(plus.victim.model, x), plus.victim.image_shape, plus.victim.classes)
     with pytest.raises(ValueError, match="fitted to features of the victim model"):
         SamePlus.load(folder, victim=box)
+
+
+# Exits: most benign queries leave a sweep early
+
+
+def test_who_leaves_is_not_looked_at_again(group, victim, store, monkeypatch):
+    exits = Exit(0, ("pixels", "doubt"), 0.3), Exit(2, ("error", "trace"), 0.7)
+    plus = fit_beside(SamePlus(TINY_SAME, exits=exits), group, victim, store)
+    x = group.benign_test.pixels()
+    encoded = []
+    encode = plus.mae.forward_encoder
+
+    def counting(images, *arguments):
+        encoded.append(len(images))
+        return encode(images, *arguments)
+
+    monkeypatch.setattr(plus.mae, "forward_encoder", counting)
+    scores = plus.score(x)
+    passes = list(encoded)
+    panels = (*plus.exits, plus.panel)
+    at_start, half_way, end = (panel(look) for panel, look in zip(panels, plus._looks(x, None), strict=True))
+    first, second = at_start <= 0, (at_start > 0) & (half_way <= 0)
+    rest = ~(first | second)
+    assert 0.2 < first.float().mean() < 0.5 < (first | second).float().mean() < 0.9
+    for who, expected in ((first, at_start), (second, half_way), (rest, end)):
+        assert torch.allclose(scores[who], expected[who], atol=1e-3)
+    assert sum(passes) == 2 * int((~first).sum() + rest.sum()), "two passes for each that stays, and two more"
+
+
+def test_exits_cost_few_decisions_on_glyphs(on_glyphs, store):
+    """Seven benign queries in ten leave; in all, one benign query in a hundred is decided otherwise than by all passes,
+    and three of a thief's."""
+    group, early = on_glyphs
+    whole = fit_beside(SamePlus(early.settings, exits=()), group, early.victim, store)
+    for images, most in ((group.benign_test[:600], 0.01), (group.proxy[:300], 0.03), (group.outliers[:300], 0.01)):
+        stops, goes_on = early.score(images.pixels()), whole.score(images.pixels())
+        different = (stops > early.threshold) != (goes_on > whole.threshold)
+        assert different.float().mean() <= most
+        assert ((stops <= 0).float().mean() > 0.7) == (len(images) == 600)
+
+
+def test_what_an_exit_cannot_be():
+    for exits in ([Exit(2, ("error",), 0.5), Exit(1, ("doubt",), 0.5)], [Exit(0, ("doubt",), 1.0)]):
+        with pytest.raises(ValueError, match="exits must follow one another"):
+            SamePlus(TINY_SAME, exits=exits)

@@ -24,24 +24,24 @@ import gevent
 import psutil
 from locust import HttpUser, events, task
 
-from samelib.data.synthetic import glyphs, shapes
+from samelib.data.groups import load_group
 from samelib.service.client import as_png
 from samelib.service.stamps import solve
 from samelib.training import best_device
 
 RESPONSES = {"off": "detection off", "reject": "reject", "proof-of-work": "proof of work"}
-DRAW = {"glyphs": glyphs, "shapes": shapes}
+DATA = ("glyphs", "shapes")  # embedded: every locust draws them for itself
 
 
 @events.init_command_line_parser.add_listener
 def add_options(parser) -> None:
     parser.add_argument("--images", type=int, default=1, help="images a request (default 1)")
-    parser.add_argument("--data", choices=DRAW, default="glyphs", help="what is asked (default glyphs)")
+    parser.add_argument("--data", choices=DATA, default="glyphs", help="what is asked (default glyphs)")
 
 
 @events.init.add_listener
 def draw_images(environment, **_) -> None:
-    images = DRAW[environment.parsed_options.data]("victim", 100).images
+    images = load_group(environment.parsed_options.data).benign_test.images[:100]  # that trained nothing
     Client.files = cycle([("image", ("image.png", as_png(image), "image/png")) for image in images])
     gevent.get_hub().loop.update_now()  # it would count the seconds of imports and drawing into --run-time
 
@@ -117,7 +117,7 @@ def row_of(response: str, images: int, windows: list[dict], off: list[dict]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("detector", metavar="DETECTOR", help="a folder written by samelib fit")
-    parser.add_argument("--data", choices=DRAW, default="glyphs", help="what it was fitted on (default glyphs)")
+    parser.add_argument("--data", choices=DATA, default="glyphs", help="what it was fitted on (default glyphs)")
     parser.add_argument("--clients", type=int, default=16, help="(default 16)")
     parser.add_argument("--rounds", type=int, default=5, help="of all responses (default 5)")
     parser.add_argument("--seconds", type=int, default=10, help="of each response in a round (default 10)")

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from samelib.data.image_set import LEVELS, ImageSet, to_float, to_uint8
 from samelib.detectors.same import SameDetector, Terms, deviation, pass_noise, reconstruction_error
-from samelib.detectors.views import SamePlus, complementary_masks
+from samelib.detectors.same_plus import SamePlus, Sweep, complementary_masks
 from samelib.models.mae import MaskedAutoencoder
 from samelib.presets import preset
 from samelib.store import ArtifactStore
@@ -353,5 +353,6 @@ def _expected_terms(detector: SameDetector, passes: int, generator: torch.Genera
 
 def _expected_surprise(detector: SamePlus, seeds: Iterator[int], x: Tensor) -> Tensor:
     masks = complementary_masks(detector.mae.tokens, detector.settings.mask_ratio, next(seeds))
-    look = detector.sweep(x, detector.auxiliary(x).softmax(1), masks)
-    return sum(detector.tails[name].excesses(view(look)) for name, view in detector.views.items())
+    look = detector.complete(Sweep(detector.mae, x, detector.auxiliary(x).softmax(1)).show(masks))
+    panel = detector.panel
+    return sum(panel.tails[name].excesses(view(look)) for name, view in panel.views.items())

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from samelib.detectors.same import SameDetector
-from samelib.detectors.views import SamePlus
+from samelib.detectors.same_plus import SamePlus
 from samelib.models.classifiers import Victim
 from samelib.store import ArtifactError, load_card
 

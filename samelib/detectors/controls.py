@@ -15,7 +15,7 @@ from torch import Tensor
 
 from samelib.data.image_set import ImageSet
 from samelib.detectors.base import Detector, check_fpr
-from samelib.detectors.views import FEWEST, Profile, log_patches
+from samelib.detectors.views import FEWEST, Profile, log_patches, log_variance
 from samelib.models.classifiers import Victim
 from samelib.models.mae import patchify
 from samelib.presets import fitting_patch
@@ -42,11 +42,6 @@ def squared_laplacian(x: Tensor) -> Tensor:
     inner = x[..., 1:-1, 1:-1]
     neighbours = x[..., :-2, 1:-1] + x[..., 2:, 1:-1] + x[..., 1:-1, :-2] + x[..., 1:-1, 2:]
     return (neighbours - 4 * inner).square().flatten(1).mean(1)
-
-
-def log_variance(x: Tensor, patch: int) -> Tensor:
-    """The logarithm of the variance of the pixels of each patch [N, T]."""
-    return log_patches(patchify(x, patch).var(2, correction=0))
 
 
 def log_distance(x: Tensor, mean: Tensor, patch: int) -> Tensor:
