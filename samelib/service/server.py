@@ -13,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 STOP_SECONDS = 30  # in which accepted requests are answered when the service stops
+IDLE_SECONDS = 60  # that a connection may be silent between two requests: a client's puzzle takes longer than uvicorn's 5
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -53,6 +54,7 @@ def make_server(app: FastAPI) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         limit_concurrency=app.state.limits.connections,
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
     return uvicorn.Server(config)
