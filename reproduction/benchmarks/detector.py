@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from operator import or_
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -122,7 +123,7 @@ def main() -> None:
             if name in SIDES[1:]:
                 child("--tier", arguments.tier, "--build", "8" if name == "8 passes" else "1", folder)
             reading = json.loads(child("--queries", str(arguments.queries), "--side", name, folder))
-        row = {"benchmark": f"{arguments.tier} tier, {name}", **reading}
+        row = {"benchmark": f"{arguments.tier} tier, {name}", "fitted": name in FITTED, **reading}
         if name == SIDES[0]:
             pace = reading["queries_per_second"]
         if pace:
@@ -135,8 +136,9 @@ def main() -> None:
         )
     if arguments.append:
         duration = time.perf_counter() - start
-        origin = provenance(best_device(), "random pixels", 0, "benchmark", duration, None)  # the rows say each side's
-        append_rows(RESULTS / "benchmarks.jsonl", [row | origin for row in rows])
+        asked = ["glyphs" if row["fitted"] else "random pixels" for row in rows]
+        origins = [provenance(best_device(), data, 0, "benchmark", duration, None) for data in asked]  # peaks: each side's
+        append_rows(RESULTS / "benchmarks.jsonl", map(or_, rows, origins))
 
 
 if __name__ == "__main__":
