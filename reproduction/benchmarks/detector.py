@@ -137,7 +137,7 @@ def main() -> None:
     if arguments.append:
         duration = time.perf_counter() - start
         asked = ["glyphs" if row["fitted"] else "random pixels" for row in rows]
-        origins = [provenance(best_device(), data, 0, "benchmark", duration, None) for data in asked]  # peaks: each side's
+        origins = [provenance(best_device(), data, 0, "benchmark", duration, None) for data in asked]
         append_rows(RESULTS / "benchmarks.jsonl", map(or_, rows, origins))
 
 
