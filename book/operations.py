@@ -7,34 +7,42 @@ SAMELIB_OPERATIONS names. It is the same on every machine, which seconds are not
 
 import atexit
 import os
+import sys
 from pathlib import Path
-
-from timm.layers import Attention
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
 
 total = 0
 
 
-def forward_operations(module: nn.Module, inputs: tuple, output: Tensor) -> int:
+def forward_operations(module, inputs: tuple, output) -> int:
     """Operations of one forward pass of a layer; 0 for those that do not count, or whose parts count themselves."""
-    if isinstance(module, nn.Linear):
+    kind = type(module).__name__
+    if kind == "Linear":
         return 2 * output.numel() * module.in_features
-    if isinstance(module, nn.Conv2d):
+    if kind == "Conv2d":
         return 2 * output.numel() * module.in_channels // module.groups * module.kernel_size[0] * module.kernel_size[1]
-    if isinstance(module, Attention):
+    if kind == "Attention":  # timm's
         samples, tokens, width = inputs[0].shape
         return 4 * samples * tokens**2 * width
     return 0
 
 
-def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+def count(module, inputs: tuple, output) -> None:
     global total
     operations = forward_operations(module, inputs, output)
     if operations:
         total += 3 * operations if output.requires_grad else operations
 
 
-register_module_forward_hook(count)
+def watch(*_) -> None:
+    """Counts from now on, if the kernel has loaded PyTorch: a notebook that does not need it need not wait for it."""
+    if "torch" in sys.modules and not watch.done:
+        sys.modules["torch"].nn.modules.module.register_module_forward_hook(count)
+        watch.done = True
+
+
+watch.done = False
+watch()
+if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
+    shell.events.register("post_run_cell", watch)  # the cell that sets a chapter up computes nothing
 if path := os.environ.get("SAMELIB_OPERATIONS"):
     atexit.register(lambda: Path(path).write_text(str(total)))

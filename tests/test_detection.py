@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from reproduction import detection
 from reproduction.lab import Bench, evenly
-from reproduction.plan import BASELINES, JBDA, KNOCKOFF, NOISE, SAME, UNCLIPPED_JBDA, Cell, DetectorVariant, cells_of
+from reproduction.plan import JBDA, KNOCKOFF, NOISE, SAME, UNCLIPPED_JBDA, Cell, DetectorVariant
 from reproduction.run import measure
 from samelib.attacks.base import TransferSet
 from samelib.attacks.jbda import JBDA as JBDAAttack
@@ -127,11 +127,7 @@ def test_a_control_stands_in_tables_1_and_4(bench):
 @pytest.mark.data
 @pytest.mark.slow
 def test_cifar10_goes_through_the_same_code(real_data, tmp_path):
-    """Real colour pictures, ResNet-18 with both stems, and SAME; the baselines would train six more of them."""
-    cells = [c for c in cells_of("cifar10", "smoke", [0], ["table3"]) if c.detector not in BASELINES]
-    cells.append(Cell("detection", "cifar10", "smoke", 0, SAME, KNOCKOFF, 220))
-    readings = {f"{cell.detector}, {cell.experiment}": measure(cell, tmp_path)["measured"] for cell in cells}
-    stems = [readings[f"victim, resnet18{stem}, cost"][0] for stem in ("", "-imagenet")]
-    assert stems[0]["victim_seconds"] > stems[1]["victim_seconds"], "the stem without stride has more to compute"
-    assert all(0 <= cost["victim_accuracy"] <= 1 for cost in stems)
-    assert {r["alpha"] for r in readings["same, detection"]} == set(detection.ALPHAS)
+    """Real colour pictures; the baselines would train six more victims."""
+    readings = measure(Cell("detection", "cifar10", "smoke", 0, SAME, KNOCKOFF, 220), tmp_path)["measured"]
+    assert {r["alpha"] for r in readings} == set(detection.ALPHAS)
+    assert all(0 <= r["auroc"] <= 1 for r in readings)

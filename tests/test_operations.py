@@ -8,7 +8,7 @@ import pytest
 from nbformat import NotebookNode
 
 SCRIPT = """
-import operations, torch
+import torch, operations
 from torch import nn
 from samelib.models.mae import MAESettings, MaskedAutoencoder
 
