@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from reproduction import ablations, accounts, adaptive, bans, cost, curve, detection, ledger, responses, run, views
+from reproduction import ablations, accounts, adaptive, bans, cost, curve, detection, ledger_page, responses, run, views
 from reproduction.plan import TARGETS, cells_of, check_names, targets_of
 from reproduction.rows import load_rows
 from samelib.data.image_set import OutOfRangeWarning
@@ -127,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--dry-run", action="store_true", help="only say what would be measured, and for how long")
     command = commands.add_parser("ledger", help="print every figure and claim of the paper beside ours, in Markdown")
-    command.set_defaults(run=lambda arguments: print(ledger.page(), end=""))
+    command.set_defaults(run=lambda arguments: print(ledger_page.page(), end=""))
     return top
 
 

@@ -80,7 +80,7 @@ def test_every_chapter_imports_what_is_installed(python, tmp_path):
 
 
 def test_every_page_of_rows_is_made(python, tmp_path):
-    pages = "from reproduction import ledger\nfrom reproduction.benchmarks import report\nprint(ledger.page(), report.page())"
+    pages = "from reproduction import ledger_page\nfrom reproduction.benchmarks import report\nprint(ledger_page.page(), report.page())"
     printed = run(python, tmp_path, "-c", pages)
     assert "lecture, 3 seeds" in printed and "ViT-Tiny" in printed
 
