@@ -132,9 +132,9 @@ def _sentences(claims: Iterable[Entry]) -> str:
     return " ".join(f"{claim.source}: {claim.what}." for claim in claims)
 
 
-def _cell(entry: Entry) -> str:
-    """One cell of a coloured table: ours, and the paper's below it."""
-    ours = "not run" if entry.verdict == NOT_RUN else escape(entry.ours.split(" (")[0])
+def _cell(entry: Entry, until: str = " (") -> str:
+    """One cell of a coloured table: ours as far as `until`, and the paper's below it."""
+    ours = "not run" if entry.verdict == NOT_RUN else escape(entry.ours.split(until)[0])
     return f'<td class="{_css(entry.verdict)}">{ours}<br><small>{entry.paper}</small></td>'
 
 
@@ -147,9 +147,9 @@ def _legend() -> str:
     return f'<p class="verdicts">{marks}</p>\n\nIn each cell our figure, and the paper\'s below it.'
 
 
-def _matrix(header: Sequence[str], rows: Iterable[tuple[str, Iterable[Entry]]]) -> str:
+def _matrix(header: Sequence[str], rows: Iterable[tuple[str, Iterable[Entry]]], until: str = " (") -> str:
     head = "".join(f"<th>{name}</th>" for name in header)
-    body = "".join(f"<tr><th>{name}</th>{''.join(map(_cell, cells))}</tr>" for name, cells in rows)
+    body = "".join(f"<tr><th>{name}</th>{''.join(_cell(cell, until) for cell in cells)}</tr>" for name, cells in rows)
     return f'<table class="ledger"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
@@ -177,7 +177,7 @@ def _table4(ledger: Sequence[Entry]) -> str:
         counts = ", ".join(f"{n} {verdict}" for verdict, n in Counter(e.verdict for e in cells).items())
         words = f"from {low.ours} to {high.ours}, in the paper from {low.paper} to {high.paper}"
         told.append(f"- **{_name(low)}**: {words}; {counts}.")
-    matrix = _matrix(["", *ratios], ((_name(cells[0]), cells) for cells in rows.values()))
+    matrix = _matrix(["", *ratios], ((_name(cells[0]), cells) for cells in rows.values()), until=" ±")
     head = "SAME against Knockoff, by the share of malicious queries."
     return "\n\n".join([head, matrix, "\n".join(told)])
 
