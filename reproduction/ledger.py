@@ -209,11 +209,12 @@ def claimed(claim: Claim) -> Entry:
         verdict = SMALLER if claim.grows and frame["tier"].iloc[0] != "paper" else DIFFERENT
     parts = {"hold": held, "fail": failed, "undecided": len(outcomes) - held - failed}
     ours = ", ".join(f"{count} {word}" for word, count in parts.items() if count)
-    details = tuple(map(_told, comparisons))
+    details = tuple(map(told, comparisons))
     return Entry(claim.where, claim.what, "", ours, _origin(frame), verdict, claim.chapter, (), details)
 
 
-def _told(comparison: Comparison) -> str:
+def told(comparison: Comparison) -> str:
+    """A comparison in words, with its interval and outcome."""
     mean, half = mean_interval(comparison.values)
     interval = f"{mean:+,.2f}" if np.isnan(half) else f"{mean:+,.2f} ± {half:,.2f}"
     return f"{comparison.what}: {interval} ({comparison.outcome})"
