@@ -186,6 +186,8 @@ def _overlap(rows: pd.DataFrame) -> pd.Series:
         return 100 * float(np.minimum(benign / benign.sum(), malicious / malicious.sum()).sum())
 
     rows = rows.dropna(subset="histogram")
+    if any(2 * max(h["benign"]) > sum(h["benign"]) for h in rows["histogram"]):
+        raise NotMeasured("a histogram whose bins tell benign queries apart")
     return rows.assign(overlap=rows["histogram"].map(shared)).groupby("seed")["overlap"].mean()
 
 

@@ -263,19 +263,18 @@ def _beside_trained(frame: pd.DataFrame, names: Iterable[str]) -> str:
     return detectors_table(frame, {name: DetectorVariant(name) for name in names} | trained)
 
 
-def summary_table(frame: pd.DataFrame) -> str:
-    """AUROC of Table 1's detectors at the large budget, in percent, the paper's in brackets."""
+def summary_table(frame: pd.DataFrame, metric: str = "auroc") -> str:
+    """One measure of Table 1's detectors at the large budget, in percent, the paper's in brackets."""
     table = papers_table(frame)
 
     def cell(detector: DetectorVariant, label: str) -> str:
-        ours = spread(detected(frame, detector, label)["auroc"])
-        attack = "jbda" if label == OTHER_READING else label  # the paper has one figure for all its readings
-        names = {"method": str(detector), "attack": attack, "budget": budgets_of(frame)[1]}
-        paper = () if table is None else select(table, **names)["auroc"]
-        return f"{ours} ({paper.iloc[0]:.1f})" if len(paper) else ours
+        ours = spread(detected(frame, detector, label)[metric])
+        names = {"method": str(detector), "attack": label, "budget": budgets_of(frame)[1]}
+        paper = () if table is None else select(table, **names)[metric]
+        return f"{ours} ({paper.iloc[0]:.2f})" if len(paper) else ours
 
     lines = [[name, *(cell(detector, label) for label in LABELS)] for name, detector in DETECTORS.items()]
-    return markdown(["detector", *LABELS], lines)
+    return markdown([METRICS[metric], *LABELS], lines)
 
 
 def consensus_table(frame: pd.DataFrame) -> str:
