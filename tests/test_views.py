@@ -265,3 +265,6 @@ def test_what_an_exit_cannot_be():
     for exits in ([Exit(2, ("error",), 0.5), Exit(1, ("doubt",), 0.5)], [Exit(0, ("doubt",), 1.0)]):
         with pytest.raises(ValueError, match="exits must follow one another"):
             SamePlus(TINY_SAME, exits=exits)
+    for exit in (Exit(0, ("trace",), 0.5), Exit(2, ("deviation",), 0.5)):
+        with pytest.raises(ValueError, match=f"after {exit.passes} passes an exit can look at .*, got {exit.views[0]}"):
+            SamePlus(TINY_SAME, exits=[exit])
