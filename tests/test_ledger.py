@@ -72,6 +72,8 @@ def test_a_figure_is_judged_by_its_interval(tier, aurocs, verdict):
     rows = frame(tier, same=aurocs)
     assert judged(90.0, rows, "auroc") == verdict
     assert judged(10.0, rows, "fpr95") == verdict, "of a rate of errors the worse side is the other"
+    baseline = DIFFERENT if verdict == SMALLER else verdict
+    assert judged(90.0, rows, "auroc", "outlier_exposure") == baseline, "it has no autoencoder"
     assert judged(90.0, rows[:0], "auroc") == NOT_RUN
 
 
@@ -79,10 +81,20 @@ def test_level_figures_are_no_test():
     assert level([99.9, 100.0, 99.5]) and not level([99.9, 98.0]) and not level([99.9])
 
 
-def test_of_two_readings_the_nearer_counts(monkeypatch):
+def test_of_two_readings_the_first_counts():
     near, far = frame(same=[0.90, 0.901, 0.899]), frame(same=[0.50, 0.501, 0.499])
-    (entry,) = ledger._compared("Table 1", ("jbda", 1000, "auroc"), {"same": 90.0}, {"same": [far, near]}, "auroc")
-    assert entry.verdict == REPRODUCED and entry.ours == "50.0 ± 0.2 (nearest reading 90.0 ± 0.2)"
+    (entry,) = ledger._compared("Table 1", ("jbda", 1000, "auroc"), {"same": 90.0}, {"same": [near, far]}, "auroc")
+    assert entry.verdict == REPRODUCED and entry.ours == "90.0 ± 0.2 (other reading 50.0 ± 0.2)"
+
+
+def test_agreeing_where_all_are_level_shows_nothing():
+    def verdicts(**aurocs: float) -> set[str]:
+        rows = {name: [frame(**{name: [a, a, a]})] for name, a in aurocs.items()}
+        paper = {"same": 99.9, "outlier_exposure": 100.0}
+        return {e.verdict for e in ledger._compared("Table 1", ("dfme", 1000, "auroc"), paper, rows, "auroc")}
+
+    assert verdicts(same=1.0, outlier_exposure=0.999) == {GIVEN}
+    assert verdicts(same=0.80, outlier_exposure=0.801) == {SMALLER, DIFFERENT}
 
 
 def test_pairs_are_seed_by_seed():
@@ -106,6 +118,7 @@ HELD, FAILED, UNDECIDED = ([1.0, 1.1, 0.9], [-1.0, -1.1, -0.9], [1.0, 9.0, -8.0]
         ([HELD, FAILED], {"most": True}, DIFFERENT),
         ([HELD, UNDECIDED, UNDECIDED], {"most": True}, OPEN),
         ([HELD], {"given": True}, GIVEN),
+        ([HELD, []], {}, OPEN),  # one was not measured
         ([], {}, NOT_RUN),
     ],
 )
@@ -116,6 +129,17 @@ def test_a_claim_is_judged_by_its_comparisons(monkeypatch, values, kind, verdict
     assert entry.verdict == verdict and len(entry.details) == len(values)
     if values == [HELD, FAILED]:
         assert entry.ours == "1 hold, 1 fail" and entry.details[1] == "number 1: -1.00 ± 0.25 (fails)"
+
+
+def test_what_rows_cannot_tell_and_what_needs_none(monkeypatch):
+    monkeypatch.setattr(ledger, "evidence", lambda *groups: frame(same=[0.9, 0.9, 0.9]))
+
+    def blind(rows):
+        raise claims.NoTest("too coarse")
+
+    entry = claimed(Claim("x", "y", ("mnist",), "08_baselines", blind))
+    assert (entry.verdict, entry.ours) == (GIVEN, "too coarse")
+    assert claimed(Claim("x", "y", ("mnist",), "08_baselines", None, settled="its Table 2")).verdict == DIFFERENT
 
 
 # The page
