@@ -47,6 +47,7 @@ from samelib.training import seed_of
 
 MARKERS = "osD^vP"
 WATCHERS = {"SamePlus": SAME_PLUS} | DETECTORS
+GUARDS = {"prada": "PRADA", "same_plus": "SamePlus, bans", "same": "SAME, bans"}  # that watch accounts
 SHORT = {str(REFUSALS): "bandit, refusals", str(BITS): "bandit, bits"}
 
 
@@ -186,7 +187,7 @@ def by_account_table(frame: pd.DataFrame) -> str:
         if any(map(len, found)):
             pairs = [(spread(f["answered"]), spread(f["substitute_fidelity"])) for f in found]
             cells = [" / ".join(pair) if len(f) else "–" for pair, f in zip(pairs, found, strict=True)]
-            lines.append([label, f"{detector}, {response}", *cells])
+            lines.append([label, GUARDS[detector.detector], *cells])
     header = [f"{count:,} account{'s' if count > 1 else ''}: answered / fidelity" for count in counts]
     return markdown(["queries", "watched by", *header], lines, 2)
 

@@ -176,8 +176,8 @@ def test_tables_and_figures_have_a_line_for_everybody_who_was_measured():
     assert header.endswith("| 1 account: answered / fidelity | 10 accounts: answered / fidelity |")
     figures = "80.0 ± 0.0 / 60.0 ± 0.0"
     assert accounts == [
-        f"| knockoff | prada, refuse from the alarm on | {figures} | {figures} |",
-        f"| knockoff | same, ban at 1 in 1,000 | – | {figures} |",
+        f"| knockoff | PRADA | {figures} | {figures} |",
+        f"| knockoff | SAME, bans | – | {figures} |",
     ]
     prices = prices_table(frame).splitlines()
     assert len(prices) == 2 + 2 * 2 * 3 and "| knockoff | 60 | 1,000 | 60,000 | 60.0 ± 0.0 |" in prices[4]
