@@ -14,6 +14,7 @@ from reproduction.claims import (
     LITTLE,
     NAMES,
     OWN_CLAIMS,
+    READINGS,
     Claim,
     Comparison,
     NoTest,
@@ -22,7 +23,7 @@ from reproduction.claims import (
     points,
 )
 from reproduction.cost import costs
-from reproduction.detection import METRICS, OTHER_READING, TABLES, detected
+from reproduction.detection import METRICS, TABLES, detected
 from reproduction.plan import SAME, DetectorVariant
 from reproduction.rows import load_rows, reported
 from reproduction.tables import select, spread
@@ -38,13 +39,8 @@ VERDICTS = REPRODUCED, OPEN, SMALLER, DIFFERENT, GIVEN, NOT_RUN = (
     "no test",
     "not run",
 )
-WORSE = {
-    "auroc": -1,
-    "aupr": -1,
-    "fpr95": 1,
-    "fpr90": 1,
-    "victim_accuracy": -1,
-}  # the sign of what too little training does
+# The sign of what too little training does.
+WORSE = {"auroc": -1, "aupr": -1, "fpr95": 1, "fpr90": 1, "victim_accuracy": -1}
 
 
 class Entry(NamedTuple):
@@ -100,10 +96,10 @@ def level(figures: Sequence[float]) -> bool:
 
 def entries() -> list[Entry]:
     """Every cell of Tables 1 to 4, then every claim of the paper's text."""
-    mnist, nothing = evidence("mnist"), evidence("mnist")[:0]
+    mnist = evidence("mnist")
     # The lecture tier of CIFAR-10 has other budgets and another victim than the paper: only its paper tier would count.
     cifar10 = load_rows("cifar10", "paper")
-    frames = {"mnist": mnist, "cifar10": cifar10 if len(cifar10) else nothing}
+    frames = {"mnist": mnist, "cifar10": cifar10 if len(cifar10) else mnist[:0]}
     tables = [entry for group in TABLES for entry in _detection(group, frames[group])]
     tables += [*_cost(frames["cifar10"]), *(entry for group in TABLES for entry in _ratios(group, frames[group]))]
     return tables + [claimed(claim) for claim in CLAIMS]
@@ -124,7 +120,7 @@ def _origin(rows: pd.DataFrame) -> str:
 def _detection(group: str, frame: pd.DataFrame) -> Iterator[Entry]:
     table = reported(TABLES[group])
     source = f"Table {1 if group == 'mnist' else 2}"
-    readings = sorted(("jbda", OTHER_READING), key=lambda label: _distance(table, frame, label))
+    readings = sorted(READINGS, key=lambda label: _distance(table, frame, label))
     for budget in sorted(table["budget"].unique()):
         for attack in ("jbda", "knockoff", "dfme"):
             cells = select(table, budget=budget, attack=attack).set_index("method")

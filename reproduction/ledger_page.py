@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from reproduction.claims import CLAIMS, LITTLE, OWN_CLAIMS
+from reproduction.claims import CLAIMS, LITTLE, NAMES, OWN_CLAIMS, SHORT
 from reproduction.detection import TABLES, detection_table
 from reproduction.ledger import (
     DIFFERENT,
@@ -21,6 +21,7 @@ from reproduction.ledger import (
     VERDICTS,
     Entry,
     entries,
+    evidence,
     own_entries,
 )
 from reproduction.rows import load_rows
@@ -29,8 +30,7 @@ from reproduction.views import views_table
 
 SETS = tuple(dict.fromkeys([*TABLES, *(group for claim in (*CLAIMS, *OWN_CLAIMS) for group in claim.groups)]))
 OF_OWN = {REPRODUCED: "holds", DIFFERENT: "fails"}  # what the verdicts are called where nothing is reproduced
-DETECTORS = {"outlier_exposure": "OE", "edm": "EDM", "same": "SAME"}
-ATTACKS = {"jbda": "JBDA", "knockoff": "Knockoff", "dfme": "DFME"}
+METHODS, ATTACKS = ("outlier_exposure", "edm", "same"), ("jbda", "knockoff", "dfme")  # of a table, in its order
 
 REPORT = """\
 Whoever reads a paper asks: does it hold? This page answers for *SAME: Sample Reconstruction against Model Extraction
@@ -94,7 +94,8 @@ readings. With many comparisons one in twenty may fail by luck.
 measured; the authors' way of scoring (mask 0) is in the tables of chapter 8. **JBDA** has two readings, because the paper
 leaves open what decides: as it is written, and with direction −, step 0.2, seeds left out. Tables 1 and 2 are judged by
 the reading whose AUROCs lie nearer to the paper's over all detectors; the other one stands in brackets. The tier's
-training was settled after a few trial runs on these very sets, which flatters our side. **Withdrawn** until they are measured again: our figures of EDM against JBDA and DFME.
+training was settled after a few trial runs on these very sets, which flatters our side. **Withdrawn** until they are
+measured again: our figures of EDM against JBDA and DFME.
 """
 
 SMALLER_BUDGETS = """\
@@ -122,7 +123,7 @@ def page() -> str:
 
 def _report(ledger: Sequence[Entry]) -> str:
     figures = [e for e in ledger if e.paper and e.verdict != NOT_RUN]
-    count, places = Counter(e.verdict for e in figures), {e.place: e for e in ledger if e.source == "Table 1"}
+    count, places = Counter(e.verdict for e in figures), _places(ledger, "Table 1")
     claims = {verdict: [e for e in ledger if not e.paper and e.verdict == verdict] for verdict in VERDICTS}
     told = {
         verdict: f"{count[verdict]} figures of the tables. Of the text: {_sentences(claims[verdict]) or 'nothing.'}"
@@ -137,6 +138,11 @@ def _report(ledger: Sequence[Entry]) -> str:
         figures=len(figures),
         open_figures=count[OPEN],
     )
+
+
+def _places(ledger: Sequence[Entry], source: str) -> dict[tuple, Entry]:
+    """The figures of a table by what they stand for."""
+    return {e.place: e for e in ledger if e.source == source and e.place}
 
 
 def _sentences(claims: Iterable[Entry]) -> str:
@@ -166,20 +172,20 @@ def _matrix(header: Sequence[str], rows: Iterable[tuple[str, Iterable[Entry]]], 
 
 def _table1(ledger: Sequence[Entry]) -> str:
     """AUROC at the large budget, a sentence for each detector."""
-    places = {e.place: e for e in ledger if e.source == "Table 1" and e.place}
+    places = _places(ledger, "Table 1")
     budget = max(place[2] for place in places)
-    rows = {m: [places[m, attack, budget, "auroc"] for attack in ATTACKS] for m in DETECTORS}
+    rows = {m: [places[m, attack, budget, "auroc"] for attack in ATTACKS] for m in METHODS}
     told = []
     for method, cells in rows.items():
-        words = [f"{ATTACKS[e.place[1]]} {e.ours} against the paper's {e.paper}: {e.verdict}" for e in cells]
-        told.append(f"- **{DETECTORS[method]}.** {'; '.join(words)}.")
-    matrix = _matrix(["", *ATTACKS.values()], ((DETECTORS[m], cells) for m, cells in rows.items()))
+        words = [f"{SHORT[e.place[1]]} {e.ours} against the paper's {e.paper}: {e.verdict}" for e in cells]
+        told.append(f"- **{NAMES[method]}.** {'; '.join(words)}.")
+    matrix = _matrix(["", *(SHORT[attack] for attack in ATTACKS)], ((NAMES[m], cells) for m, cells in rows.items()))
     return "\n\n".join([f"AUROC in percent after {budget:,} queries.", matrix, "\n".join(told)])
 
 
 def _table4(ledger: Sequence[Entry]) -> str:
     """SAME by the share of malicious queries, a sentence for each measure."""
-    places = {e.place: e for e in ledger if e.source == "Table 4" and "mnist" in e.place}
+    places = {place: e for place, e in _places(ledger, "Table 4").items() if "mnist" in place}
     ratios, metrics = (list(dict.fromkeys(p[i] for p in places)) for i in (0, 2))
     rows = {metric: [places[ratio, "mnist", metric] for ratio in ratios] for metric in metrics}
     told = []
@@ -239,8 +245,7 @@ def _folded(ledger: Sequence[Entry], source: str) -> str:
 def _origins() -> str:
     kinds, lines = ("tier", "seed", "commit", "measurement", "torch", "device"), []
     for group in SETS:
-        frame = load_rows(group, "paper")
-        frame = load_rows(group, "lecture") if frame.empty else frame
+        frame = evidence(group)
         if frame.empty:
             lines.append([group, "0", "–", *["–"] * 7])
             continue

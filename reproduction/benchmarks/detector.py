@@ -16,7 +16,6 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
-from operator import or_
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -123,7 +122,8 @@ def main() -> None:
             if name in SIDES[1:]:
                 child("--tier", arguments.tier, "--build", "8" if name == "8 passes" else "1", folder)
             reading = json.loads(child("--queries", str(arguments.queries), "--side", name, folder))
-        row = {"benchmark": f"{arguments.tier} tier, {name}", "fitted": name in FITTED, **reading}
+        asked = "glyphs" if name in FITTED else "random pixels"
+        row = {"benchmark": f"{arguments.tier} tier, {name}", "data": asked, **reading}
         if name == SIDES[0]:
             pace = reading["queries_per_second"]
         if pace:
@@ -136,9 +136,8 @@ def main() -> None:
         )
     if arguments.append:
         duration = time.perf_counter() - start
-        asked = ["glyphs" if row["fitted"] else "random pixels" for row in rows]
-        origins = [provenance(best_device(), data, 0, "benchmark", duration, None) for data in asked]
-        append_rows(RESULTS / "benchmarks.jsonl", map(or_, rows, origins))
+        origin = provenance(best_device(), "", 0, "benchmark", duration, None)  # each row says its data and its memory
+        append_rows(RESULTS / "benchmarks.jsonl", [origin | row for row in rows])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ with r the reconstruction error and d the deviation of the two predictions.
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -259,13 +259,17 @@ class SameDetector(Detector):
         return self._terms(self._received(x), answers)
 
     def _terms(self, x: Tensor, answers: Tensor | None) -> Terms:
-        """The terms of images that were checked and rounded; the victim is asked where there are no answers."""
+        """The terms of images that were checked and rounded."""
+        noise = pass_noise(self.mae.tokens, self.settings.passes, self.seed).to(self.mae.mask_token.device)
+        parts = [self._batch_terms(*batch, noise) for batch in self._batches(x, answers)]
+        return Terms(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _batches(self, x: Tensor, answers: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and answers on the models' device; the victim is asked where there are no answers."""
         device = self.mae.mask_token.device
         answers = self.victim(x) if answers is None else answers
-        noise = pass_noise(self.mae.tokens, self.settings.passes, self.seed).to(device)
-        batches = zip(x.split(BATCH), answers.split(BATCH), strict=True)
-        parts = [self._batch_terms(images.to(device), rows.to(device), noise) for images, rows in batches]
-        return Terms(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        for images, rows in zip(x.split(BATCH), answers.split(BATCH), strict=True):
+            yield images.to(device), rows.to(device)
 
     def _batch_terms(self, x: Tensor, answers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         r = d = 0.0

@@ -6,7 +6,8 @@ more ordinary to it than a share of benign ones. Whoever leaves is taken for ben
 the calibration images go through the same doors, p-values stay what they say.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import copy
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
@@ -48,8 +49,6 @@ CHOSEN = {"grey": ("error", "deviation", "trace", "doubt"), "colour": ("visible 
 # Chosen on the same pairs of grey images: of a hundred proxy images 1.3 leave that all passes would have flagged, of benign
 # images, outliers and JBDA's queries 0.3 at most. Of colour pictures all passes are looked at.
 EXITS = {"grey": (Exit(0, ("pixels", "doubt"), 0.4), Exit(2, ("error", "trace", "doubt"), 0.75)), "colour": ()}
-
-
 BEFORE_PASSES = ("pixels", "doubt")  # the views that need none
 AT_THE_END = ("deviation", "features", "query features")  # the views that need all of them
 
@@ -87,6 +86,7 @@ class Sweep:
         self.visible, self.hidden, self._hidings = x.new_zeros(3, n, tokens)
         self._latent = x.new_zeros(n, 2 * mae.settings.width)
         self._patches = torch.zeros_like(self._target)
+        self._pixels = torch.cat([log_variance(x, self.patch), self._target.mean(2)], 1)
 
     def show(self, masks: Masks) -> "Sweep":
         """Goes on with these passes; of few images several at once, as one batch."""
@@ -116,8 +116,8 @@ class Sweep:
 
     def __getitem__(self, which: Tensor) -> "Sweep":
         """This sweep over some of its images."""
-        part = object.__new__(Sweep)
-        part.__dict__ = {k: v[which] if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
+        part = copy.copy(self)
+        vars(part).update({name: v[which] for name, v in vars(self).items() if isinstance(v, Tensor)})
         return part
 
     @property
@@ -128,9 +128,8 @@ class Sweep:
     def look(self) -> Look:
         """As far as it goes: see `Look`."""
         nothing = self._latent[:, :0]
-        pixels = torch.cat([log_variance(self.x, self.patch), self._target.mean(2)], 1)
         hidden, latent = self.hidden / self._hidings.clamp_min(1), self._latent / max(1, self.passes)
-        return Look(self.answers, pixels, hidden, self.visible, latent, nothing, nothing, nothing)
+        return Look(self.answers, self._pixels, hidden, self.visible, latent, nothing, nothing, nothing)
 
 
 class ExitPanel(Panel):
@@ -255,13 +254,6 @@ class SamePlus(SameDetector):
         for panel in self.exits:
             looks.append(sweep.show(self._masks(sweep.passes, panel.exit.passes)).look())
         return [*looks, self.complete(sweep.show(self._masks(sweep.passes)))]
-
-    def _batches(self, x: Tensor, answers: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and answers on the models' device; the victim is asked where there are no answers."""
-        device = self.mae.mask_token.device
-        answers = self.victim(x) if answers is None else answers
-        for images, rows in zip(x.split(BATCH), answers.split(BATCH), strict=True):
-            yield images.to(device), rows.to(device)
 
     def _masks(self, start: int, stop: int | None = None) -> Masks:
         return complementary_masks(self.mae.tokens, self.settings.mask_ratio, self.seed)[start:stop]

@@ -13,9 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 STOP_SECONDS = 30  # in which accepted requests are answered when the service stops
-IDLE_SECONDS = (
-    60  # that a connection may be silent between two requests: a client's puzzle takes longer than uvicorn's 5
-)
+IDLE_SECONDS = 60  # of silence between two requests of a connection: puzzles take longer than uvicorn's 5
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
