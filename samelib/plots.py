@@ -52,7 +52,7 @@ def image_rows(rows: dict[str, Tensor], size: float = 0.75) -> Figure:
             axis.grid(False)
             axis.spines[:].set_visible(False)
         for axis, image in zip(line, images, strict=False):
-            axis.imshow(picture(image), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+            axis.imshow(picture(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=10)
     return figure
 

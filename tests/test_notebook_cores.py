@@ -23,23 +23,31 @@ class Bare(ast.NodeTransformer):
             node.body = node.body[1:]
         return node
 
+    def visit_ClassDef(self, node):
+        self.generic_visit(node)
+        if ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+        return node
 
-def functions(source: str) -> dict[str, str]:
-    return {n.name: ast.dump(Bare().visit(n)) for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
+
+def definitions(source: str) -> dict[str, str]:
+    """Functions and classes by name, as text that leaves out what `Bare` drops."""
+    kinds = ast.FunctionDef | ast.ClassDef
+    return {n.name: ast.dump(Bare().visit(n)) for n in ast.parse(source).body if isinstance(n, kinds)}
 
 
 def core_cells():
     for path in NOTEBOOKS:
         for cell in nbformat.read(path, 4).cells:
             if "core" in cell.metadata.get("tags", []):
-                for name, code in functions(cell.source).items():
+                for name, code in definitions(cell.source).items():
                     yield pytest.param(cell.metadata["samelib"], name, code, id=f"{path.stem}-{name}")
 
 
 @pytest.mark.parametrize(("module", "name", "code"), list(core_cells()))
 def test_core_equals_samelib(module, name, code):
     own = inspect.getsource(getattr(importlib.import_module(module), name))
-    assert functions(own)[name] == code
+    assert definitions(own)[name] == code
 
 
 def test_every_notebook_has_cores():
@@ -48,6 +56,6 @@ def test_every_notebook_has_cores():
 
 
 def test_a_changed_core_is_noticed():
-    same = functions("def f(x):\n    return x + 1")
-    assert functions('def f(x: int) -> int:\n    "Doc."\n    return x + 1') == same
-    assert functions("def f(x):\n    return x + 2") != same
+    same = definitions("def f(x):\n    return x + 1")
+    assert definitions('def f(x: int) -> int:\n    "Doc."\n    return x + 1') == same
+    assert definitions("def f(x):\n    return x + 2") != same

@@ -77,6 +77,11 @@ def random_masking(tokens: Tensor, len_keep: int, noise: Tensor) -> tuple[Tensor
     return tokens.gather(1, ids_keep), mask, ids_restore
 
 
+def restore(tokens: Tensor, ids_restore: Tensor) -> Tensor:
+    """Kept tokens followed by hidden ones [N, T, D], back in their places."""
+    return tokens.gather(1, ids_restore[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
 def transformer(width: int, heads: int, depth: int) -> nn.Sequential:
     """`depth` pre-norm blocks, [N, T, width] -> [N, T, width].
 
@@ -97,6 +102,18 @@ def mae_loss(x: Tensor, reconstruction: Tensor) -> Tensor:
     the whole reconstruction would say nothing about the image.
     """
     return (x - reconstruction).square().mean()
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, generator: torch.Generator) -> None:
+    """Normal(0, 0.02) tokens and positions, Xavier matrices, from our own generator: the seed decides all."""
+    for name, parameter in model.named_parameters():
+        if name in ("cls_token", "mask_token", "pos_embed", "decoder_pos_embed"):
+            parameter.normal_(std=0.02, generator=generator)
+        elif parameter.ndim == 2:
+            nn.init.xavier_uniform_(parameter, generator=generator)
+        else:
+            parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
 
 
 class MaskedAutoencoder(nn.Module):
@@ -131,18 +148,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_blocks = transformer(s.width, s.decoder_heads, s.decoder_depth)
         self.decoder_norm = nn.LayerNorm(s.width)
         self.decoder_pred = nn.Linear(s.width, s.patch * s.patch * c)
-        self._initialise(torch.Generator().manual_seed(seed))
-
-    @torch.no_grad()
-    def _initialise(self, generator: torch.Generator) -> None:
-        """Normal(0, 0.02) tokens and positions, Xavier matrices, from our own generator: the seed decides all."""
-        for name, parameter in self.named_parameters():
-            if name in ("cls_token", "mask_token", "pos_embed", "decoder_pos_embed"):
-                parameter.normal_(std=0.02, generator=generator)
-            elif parameter.ndim == 2:
-                nn.init.xavier_uniform_(parameter, generator=generator)
-            else:
-                parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+        initialise(self, torch.Generator().manual_seed(seed))
 
     def forward_encoder(self, x: Tensor, len_keep: int, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[N, C, H, W] -> latent [N, 1 + len_keep, width], mask [N, T], ids_restore [N, T]."""
@@ -153,10 +159,10 @@ class MaskedAutoencoder(nn.Module):
 
     def forward_decoder(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
         """latent [N, 1 + len_keep, width], ids_restore [N, T] -> predicted patches [N, T, patch * patch * C]."""
-        hidden = self.mask_token.expand(len(latent), ids_restore.shape[1] - latent.shape[1] + 1, -1).to(latent.dtype)
-        patches = torch.cat([latent[:, 1:], hidden], dim=1)
-        patches = patches.gather(1, ids_restore[:, :, None].expand(-1, -1, patches.shape[2])) + self.decoder_pos_embed
-        tokens = torch.cat([latent[:, :1], patches], dim=1)
+        hidden = ids_restore.shape[1] - latent.shape[1] + 1
+        placeholders = self.mask_token.expand(len(latent), hidden, -1).to(latent.dtype)
+        patches = restore(torch.cat([latent[:, 1:], placeholders], dim=1), ids_restore)
+        tokens = torch.cat([latent[:, :1], patches + self.decoder_pos_embed], dim=1)
         return self.decoder_pred(self.decoder_norm(self.decoder_blocks(tokens)))[:, 1:]
 
     def forward(self, x: Tensor, noise: Tensor, mask_ratio: float | None = None) -> tuple[Tensor, Tensor]:
@@ -171,6 +177,7 @@ class MaskedAutoencoder(nn.Module):
             reconstruction [N, C, H, W] and mask [N, T] (1 = hidden).
         """
         ratio = self.settings.mask_ratio if mask_ratio is None else mask_ratio
-        latent, mask, ids_restore = self.forward_encoder(x, visible_count(self.tokens, ratio), noise)
+        len_keep = visible_count(self.tokens, ratio)
+        latent, mask, ids_restore = self.forward_encoder(x, len_keep, noise)
         patches = self.forward_decoder(latent, ids_restore)
         return unpatchify(patches, self.settings.patch, self.image_shape).float(), mask
