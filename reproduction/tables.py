@@ -31,7 +31,14 @@ def change(values: Iterable[float]) -> str:
     return text.replace("-0.0", "+0.0") if text.startswith(("-", "–")) else f"+{text}"
 
 
-def markdown(header: Sequence[str], lines: Iterable[Sequence], words: int = 1) -> str:
-    """A Markdown table whose first `words` columns are text, the others figures."""
+class Table(str):
+    """Markdown that a notebook draws where it is what a cell ends with."""
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence], words: int = 1) -> Table:
+    """A table whose first `words` columns are text, the others figures."""
     rule = ["---"] * words + ["---:"] * (len(header) - words)
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in [header, rule, *lines])
+    return Table("\n".join("| " + " | ".join(map(str, line)) + " |" for line in [header, rule, *lines]))

@@ -7,7 +7,7 @@ import pytest
 
 import samelib
 from reproduction.detection import detected
-from reproduction.plan import EVERY_VIEW, OUTLIER_EXPOSURE, SAME
+from reproduction.plan import EDM, EVERY_VIEW, OUTLIER_EXPOSURE, SAME
 from reproduction.responses import copies_table
 from reproduction.rows import load_rows
 from samelib.detectors.views import COMBINATION
@@ -35,8 +35,9 @@ def test_its_table_is_that_of_the_rows():
 
 def test_its_figures_of_photographs_are_those_of_the_rows():
     rows, views = load_rows("cifar10", "lecture"), load_rows("cifar10-views", "lecture")
-    found = [detected(rows, detector, "knockoff") for detector in (SAME, OUTLIER_EXPOSURE)]
+    found = [detected(rows, detector, "knockoff") for detector in (SAME, OUTLIER_EXPOSURE, EDM)]
     found += [detected(views, EVERY_VIEW, "knockoff", view=view) for view in (COMBINATION, "doubt")]
+    found += [detected(rows, EDM, "jbda"), detected(views, EVERY_VIEW, "jbda", view=COMBINATION)]
     (line,) = [line for line in README.split("> - ") if line.startswith("On real CIFAR-10")]
     assert sorted(re.findall(r"\d\d\.\d", line)) == sorted(f"{100 * one['auroc'].mean():.1f}" for one in found)
 
