@@ -1,6 +1,9 @@
 """The book's figures: few kinds, one style, readable in grey and by the colour-blind."""
 
-from collections.abc import Callable, Sequence
+import base64
+import html
+import io
+from collections.abc import Callable, Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -164,3 +167,40 @@ def detection_rows(detector, queries: dict[str, Tensor], count: int = 4) -> Figu
     for axis, title in zip(axes[:, 0], ("query", "what is left visible", "redrawn", "error"), strict=True):
         axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=10)
     return figure
+
+
+class Slider:
+    """Figures drawn beforehand, one for each position of a slider, each with its caption.
+
+    What a notebook's cell ends with is shown by `_repr_html_`: there, in Colab and on a page that has no kernel.
+
+    Args:
+        name: what the slider moves.
+        frames: (figure, caption) from left to right; the figures are drawn and closed.
+        start: the position shown first.
+    """
+
+    def __init__(self, name: str, frames: Iterable[tuple[Figure, str]], start: int = 0):
+        self.name, self.start = name, start
+        self.frames = [(_png(figure), caption) for figure, caption in frames]
+
+    def _repr_html_(self) -> str:
+        show = "this.closest('div').querySelectorAll('figure').forEach((f, i) => f.style.display = i == this.value ? '' : 'none')"
+        parts = [
+            f'<label>{html.escape(self.name)} <input type="range" min="0" max="{len(self.frames) - 1}" '
+            f'value="{self.start}" oninput="{html.escape(show)}" style="width: 60%"></label>'
+        ]
+        for i, (png, caption) in enumerate(self.frames):
+            hidden = "" if i == self.start else ' style="display: none"'
+            text = html.escape(caption)
+            image = f'<img alt="{text}" src="data:image/png;base64,{png}">'
+            parts.append(f"<figure{hidden}>{image}<figcaption>{text}</figcaption></figure>")
+        return f"<div>{''.join(parts)}</div>"
+
+
+def _png(figure: Figure) -> str:
+    """A figure as base64 text."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    plt.close(figure)
+    return base64.b64encode(file.getvalue()).decode()

@@ -7,9 +7,9 @@ import pytest
 
 import samelib
 from reproduction.detection import detected
-from reproduction.plan import EDM, EVERY_VIEW, OUTLIER_EXPOSURE, SAME
+from reproduction.plan import EDM, EVERY_VIEW, OUTLIER_EXPOSURE, SAME, DetectorVariant
 from reproduction.responses import copies_table
-from reproduction.rows import load_rows
+from reproduction.rows import load_rows, reported
 from samelib.detectors.views import COMBINATION
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +40,20 @@ def test_its_figures_of_photographs_are_those_of_the_rows():
     found += [detected(rows, EDM, "jbda"), detected(views, EVERY_VIEW, "jbda", view=COMBINATION)]
     (line,) = [line for line in README.split("> - ") if line.startswith("On real CIFAR-10")]
     assert sorted(re.findall(r"\d\d\.\d", line)) == sorted(f"{100 * one['auroc'].mean():.1f}" for one in found)
+
+
+def test_the_front_page_has_the_figures_of_the_rows():
+    rows, views = load_rows("mnist", "lecture"), load_rows("mnist-views", "lecture")
+    controls, copies = load_rows("mnist-controls", "lecture"), load_rows("mnist-responses", "lecture")
+    (paper,) = reported("table1_mnist", method="same", attack="knockoff", budget=4000)["auroc"]
+    line = detected(controls, DetectorVariant("largest-difference-low"), "knockoff")
+    wanted = [f"{paper:.1f}", f"{100 * line['auroc'].mean():.2f}"]
+    for frame in (detected(rows, SAME, "knockoff"), detected(views, EVERY_VIEW, "knockoff", view=COMBINATION)):
+        wanted.append(f"{100 * frame['auroc'].mean():.1f}")
+    (thief,) = [cells(row) for row in copies_table(copies).splitlines() if row.startswith("| knockoff")]
+    wanted += [thief[-3].split(" ±")[0], thief[-1].split(" ±")[0]]
+    said = (ROOT / "book" / "intro.md").read_text(encoding="utf-8").split("## What it comes to")[1].split("\n## ")[0]
+    assert sorted(re.findall(r"\d+\.\d+", said)) == sorted(wanted)
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README))
