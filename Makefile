@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 # Where bytecode may not be written, every process would compile the same three thousand modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help book test lint env clean
+.PHONY: help book lab test lint env clean
 
 help: ## this list
 	@echo "usage: make TARGET [VARIABLE=VALUE ...]"
@@ -23,6 +23,10 @@ help: ## this list
 
 book: $(READY) ## run the notebooks, build the book and say where its first page is
 	@$(BIN)/python book/build.py --tier "$(TIER)" --data "$(DATA)" --seed "$(SEED)" $(if $(JOBS),--jobs "$(JOBS)")
+
+lab: $(READY) ## JupyterLab with the student edition: hints fold, solutions are out
+	@$(BIN)/python -m course.editions student _build/student
+	@$(BIN)/jupyter lab --notebook-dir _build/student
 
 # One process a core with one thread each: small models gain little from a second thread.
 test: lint ## lint, unit tests, every notebook at smoke tier, the book built and its pages checked

@@ -21,6 +21,8 @@ from ipykernel.kernelspec import get_kernel_dict
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
+from course.editions import with_solutions
+
 KERNEL_TIMEOUT = 300  # seconds for a kernel to begin, on a machine that is busy with much else
 CELL_TIMEOUT = {"smoke": 300, "lecture": 1800, "paper": None}  # seconds: a cell that hangs must not hang the build
 PAPERMILL_ERRORS = (PapermillExecutionError, RuntimeError, TimeoutError)  # a cell raised, its kernel died, it hung
@@ -30,6 +32,7 @@ MOST_OPERATIONS = {"smoke": 2.2e12, "lecture": 5.5e12}
 DECISIVE = (  # what decides the figures of every chapter
     "book/*.py",
     "requirements.txt",
+    "course/*.py",
     "samelib/**/*.py",
     "samelib/published/*/*",
     "reproduction/**/*.py",
@@ -170,6 +173,8 @@ def write_kernel(build: Build) -> None:
 def execute(build: Build, name: str, environment: dict[str, str]) -> dict[str, int]:
     """Run a notebook into the staged copy, which papermill saves after every cell. For a process of its own.
 
+    At smoke tier, the one of the tests, the solutions of its exercises run behind it.
+
     Args:
         build: the book.
         name: of the notebook.
@@ -184,11 +189,14 @@ def execute(build: Build, name: str, environment: dict[str, str]) -> dict[str, i
     operations = build.log(Path(name).stem).with_suffix(".operations")
     os.environ |= environment | {"SAMELIB_OPERATIONS": str(operations)}
     target, log = build.source / name, build.log(Path(name).stem)
+    chapter = nbformat.read(build.root / name, as_version=4)
+    if build.tier == "smoke":
+        chapter = with_solutions(chapter)
     target.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as stream:
         try:
             papermill.execute_notebook(
-                build.root / name,
+                chapter,
                 target,
                 parameters=build.parameters,
                 kernel_name="python3",

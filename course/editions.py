@@ -1,0 +1,205 @@
+"""Editions of the chapters, made from the one source: for students, with solutions as code, for Colab.
+
+    python -m course.editions student FOLDER
+
+- student: without solutions; a cell to answer in after each exercise. JupyterLab and Colab know no MyST, so that roles
+  become links and citations, and hints fold by HTML.
+- solution: each solution's code in a cell of its own, its text above it.
+- colab: the student edition with forms for the parameters.
+"""
+
+import argparse
+import copy
+import re
+from pathlib import Path
+
+import nbformat
+import yaml
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).parents[1]
+KINDS = ("student", "solution", "colab")
+
+FOLDED = re.compile(r"^:::\{admonition\} (Hint|Solution)\n:class: dropdown\n(.*?)\n:::\n?", re.MULTILINE | re.DOTALL)
+BOX = re.compile(r"^```\{admonition\} ([^\n]+)\n(?::class: \w+\n)?(.*?)\n```", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"^```python\n(.*?)\n```\n?", re.MULTILINE | re.DOTALL)
+EXERCISE = re.compile(r"^(?=\*\*\d+\b)", re.MULTILINE)
+ROLE = re.compile(r"\{(term|cite)\}`([^`<]+?)(?:\s*<([^>]+)>)?`")
+LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+?)\.(ipynb|md)(#[^)]*)?\)")
+MYST = re.compile(r"\{[\w-]+\}`|^:{3,}|^```\{", re.MULTILINE)
+
+
+class EditionError(Exception):
+    """A chapter holds something that an edition cannot show; the message says what and where."""
+
+
+def edition(chapter: NotebookNode, kind: str, pages: str, cited: dict[str, str]) -> NotebookNode:
+    """One chapter as an edition.
+
+    Args:
+        chapter: its source.
+        kind: one of `KINDS`.
+        pages: address of the published book, for links.
+        cited: text of each citation by its key, see `citations`.
+
+    Raises:
+        EditionError: a role or directive that is not understood, a citation that is not in the bibliography.
+    """
+    made = copy.deepcopy(chapter)
+    made.cells = []
+    for cell in chapter.cells:
+        if cell.cell_type == "markdown":
+            made.cells += _text(cell, kind, pages, cited)
+            continue
+        cell = copy.deepcopy(cell)
+        if kind == "colab" and "parameters" in cell.metadata.get("tags", []):
+            cell.source = _form(cell.source)
+        made.cells.append(cell)
+    return made
+
+
+def with_solutions(chapter: NotebookNode) -> NotebookNode:
+    """The chapter with the code of its solutions in cells at its end, which the page does not show."""
+    made = copy.deepcopy(chapter)
+    for number, code in enumerate(solutions(chapter)):
+        cell = nbformat.v4.new_code_cell(code, id=f"solution-{number}", metadata={"tags": ["remove-cell"]})
+        made.cells.append(cell)
+    return made
+
+
+def solutions(chapter: NotebookNode) -> list[str]:
+    """The code of a chapter's solutions, in their order."""
+    texts = [cell.source for cell in chapter.cells if cell.cell_type == "markdown"]
+    folded = [body for text in texts for title, body in FOLDED.findall(text) if title == "Solution"]
+    return [code for body in folded for code in CODE.findall(body)]
+
+
+def citations(bibliography: str) -> dict[str, str]:
+    """ "Xie et al., 2024" for each key of a BibTeX file."""
+    found = {}
+    for key, fields in re.findall(r"^@\w+\{([^,\s]+),(.*?)^\}", bibliography, re.MULTILINE | re.DOTALL):
+        values = dict(re.findall(r"^\s*(author|year)\s*=\s*\{(.*?)\},?\s*$", fields, re.MULTILINE))
+        names = values.get("author", key).split(" and ")
+        families = [_family(name) for name in names]
+        others = " et al." if len(names) > 2 else f" and {families[1]}" if len(names) == 2 else ""
+        found[key] = f"{families[0]}{others}, {values.get('year', 'n.d.')}"
+    return found
+
+
+def resolve(text: str, pages: str, cited: dict[str, str], where: str) -> str:
+    """MyST as Markdown that Colab and JupyterLab draw; `where` names the cell in an error."""
+
+    def role(match: re.Match) -> str:
+        name, words, target = match.groups()
+        if name == "term":
+            anchor = re.sub(r"\s+", "-", (target or words).strip().lower())
+            return f"[{words}]({pages}/book/glossary.html#term-{anchor})"
+        missing = [key for key in words.split(",") if key.strip() not in cited]
+        if missing:
+            raise EditionError(f"{where}: {', '.join(missing)} is not in the bibliography")
+        return "(" + "; ".join(cited[key.strip()] for key in words.split(",")) + ")"
+
+    def link(match: re.Match) -> str:
+        words, target, _, anchor = match.groups()
+        folder = "notebooks/" if "/" not in target else ""
+        return f"[{words or target}]({pages}/{folder}{target.removeprefix('../')}.html{anchor or ''})"
+
+    text = BOX.sub(lambda box: f"> **{box[1]}**\n>\n" + "\n".join(f"> {line}" for line in box[2].split("\n")), text)
+    text = FOLDED.sub(_details, LINK.sub(link, ROLE.sub(role, text)))
+    if left := MYST.search(text):
+        raise EditionError(f"{where}: {left.group()!r} is MyST that no edition knows; teach it to course/editions.py")
+    return text
+
+
+def _details(folded: re.Match) -> str:
+    # Colab draws Markdown inside the element only after a blank line.
+    return f"<details><summary>{folded[1]}</summary>\n\n{folded[2].strip()}\n\n</details>\n"
+
+
+def _family(name: str) -> str:
+    """Of "Last, First" or "First Last"; an institution, in braces, has one name."""
+    bare = name.replace("{", "").replace("}", "")
+    if name.startswith("{"):
+        return bare
+    return bare.split(",")[0] if "," in bare else bare.split()[-1]
+
+
+def _text(cell: NotebookNode, kind: str, pages: str, cited: dict[str, str]) -> list[NotebookNode]:
+    """A cell of text; exercises are cut apart, each with a cell to answer in, or with its solution."""
+    before, heading, rest = cell.source.partition("## Exercises\n")
+    exercises, *after = re.split(r"(?m)^(?=## )", rest, maxsplit=1)
+    texts = [before + heading] if heading else [before]
+    parts = [("markdown", text) for text in texts]
+    if heading:
+        opening, *asked = EXERCISE.split(exercises)
+        parts[0] = ("markdown", before + heading + opening)
+        for exercise in asked:
+            parts += _exercise(exercise, kind)
+        parts += [("markdown", text) for text in after]
+    cells = []
+    for number, (cell_type, text) in enumerate(parts):
+        text = resolve(text, pages, cited, cell.id).strip() if cell_type == "markdown" else text
+        if text:
+            make = nbformat.v4.new_markdown_cell if cell_type == "markdown" else nbformat.v4.new_code_cell
+            cells.append(make(text, id=f"{cell.id}-{number}" if heading else cell.id))
+    return cells
+
+
+def _exercise(text: str, kind: str) -> list[tuple[str, str]]:
+    """One exercise as (type of cell, text)."""
+    number = re.match(r"\*\*(\d+)", text)[1]
+    answers = [body for title, body in FOLDED.findall(text) if title == "Solution"]
+    asked = FOLDED.sub(lambda m: m.group() if m[1] == "Hint" else "", text)
+    if kind != "solution":
+        return [("markdown", asked), ("code", f"# your answer to exercise {number}")]
+    cells = [("markdown", asked)]
+    for body in answers:
+        words, *rest = CODE.split(body)  # words, code, words, code, ... words
+        cells.append(("markdown", f"**Solution to exercise {number}.** {words}"))
+        cells += [("code" if i % 2 == 0 else "markdown", part) for i, part in enumerate(rest)]
+    return cells
+
+
+def _form(source: str) -> str:
+    """The cell of parameters with Colab's forms."""
+    source = re.sub(r"^(TIER = .*?)\s*#.*$", r'\1  # @param ["smoke", "lecture", "paper"]', source, flags=re.MULTILINE)
+    groups = '["glyphs", "glyphs-matched", "shapes", "mnist", "cifar10"]'
+    source = re.sub(
+        r"^(DATA = .*?)\s*#.*$", rf"\1  # @param {groups} {{allow-input: true}}", source, flags=re.MULTILINE
+    )
+    return re.sub(r"^(SEED = \d+)$", r'\1  # @param {type: "integer"}', source, flags=re.MULTILINE)
+
+
+def write(kind: str, folder: Path, root: Path = ROOT) -> list[Path]:
+    """All chapters as an edition in a folder.
+
+    Raises:
+        EditionError: see `edition`.
+    """
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]
+    owner, name = config["url"].rstrip("/").split("/")[-2:]
+    pages = f"https://{owner}.github.io/{name}"
+    cited = citations((root / "book" / "references.bib").read_text(encoding="utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        made = edition(nbformat.read(path, as_version=4), kind, pages, cited)
+        written.append(folder / path.name)
+        nbformat.write(made, written[-1])
+    return written
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m course.editions", description=__doc__.split("\n")[0])
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    try:
+        written = write(arguments.kind, arguments.folder)
+    except EditionError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"{len(written)} notebooks, {arguments.kind} edition, in {arguments.folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Editions of the chapters: nothing of MyST is left, and the solutions go where they belong."""
+
+import ast
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from course.editions import KINDS, MYST, EditionError, citations, edition, resolve, solutions, with_solutions, write
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EXERCISES = """## Exercises
+
+**1 ★** Why {term}`query budget`s?
+
+:::{admonition} Hint
+:class: dropdown
+Think of {cite}`a2020one`.
+:::
+
+:::{admonition} Solution
+:class: dropdown
+Because.
+```python
+print(1)
+```
+So it is.
+:::
+
+**2 ★★** And then?
+
+## Recap
+
+- See [chapter 2](02_b.ipynb#there) and [](../book/data.md).
+"""
+
+
+def chapter(text: str = EXERCISES) -> nbformat.NotebookNode:
+    cells = [nbformat.v4.new_code_cell('TIER = "lecture"  # which\nSEED = 0', metadata={"tags": ["parameters"]})]
+    return nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_markdown_cell(text, id="end")])
+
+
+def made(kind: str, text: str = EXERCISES) -> list[tuple[str, str]]:
+    cells = edition(chapter(text), kind, "https://book", {"a2020one": "A, 2020"}).cells
+    return [(cell.cell_type, cell.source) for cell in cells]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_chapter_has_every_edition(kind, tmp_path):
+    written = write(kind, tmp_path)
+    assert [path.name for path in written] == [path.name for path in NOTEBOOKS]
+    for path, source in zip(written, NOTEBOOKS, strict=True):
+        notebook, answers = nbformat.read(path, as_version=4), solutions(nbformat.read(source, as_version=4))
+        nbformat.validate(notebook)
+        text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+        assert not MYST.search(text) and answers
+        assert (set(answers) <= set(code)) == (kind == "solution")
+
+
+def test_a_student_gets_a_cell_to_answer_in_and_no_solution():
+    (_, _), (_, head), (_, first), stub, (_, second), stub_2, (_, recap) = made("student")
+    assert head == "## Exercises" and stub == ("code", "# your answer to exercise 1") and stub_2[1].endswith("2")
+    assert "[query budget](https://book/book/glossary.html#term-query-budget)s" in first
+    assert "<details><summary>Hint</summary>\n\nThink of (A, 2020).\n\n</details>" in first
+    assert "Because" not in first + second and second == "**2 ★★** And then?"
+    assert "[chapter 2](https://book/notebooks/02_b.html#there)" in recap and "https://book/book/data.html" in recap
+
+
+def test_a_solution_is_text_and_code():
+    cells = made("solution")[3:6]
+    words = "**Solution to exercise 1.** Because."
+    assert cells == [("markdown", words), ("code", "print(1)"), ("markdown", "So it is.")]
+
+
+def test_colab_has_forms():
+    parameters = made("colab")[0][1]
+    assert (
+        parameters == 'TIER = "lecture"  # @param ["smoke", "lecture", "paper"]\nSEED = 0  # @param {type: "integer"}'
+    )
+
+
+@pytest.mark.parametrize("text", ["{ref}`here`", ":::{note}\nx\n:::", "```{figure} a.png\n```", "{cite}`b1999`"])
+def test_what_no_edition_can_show_is_an_error(text):
+    with pytest.raises(EditionError, match="end"):
+        made("student", text)
+
+
+def test_a_box_becomes_a_quotation():
+    assert resolve("```{admonition} Care\n:class: tip\na\n\nb\n```", "", {}, "x") == "> **Care**\n>\n> a\n> \n> b"
+
+
+def test_citations_are_read_from_the_bibliography():
+    found = citations((ROOT / "book" / "references.bib").read_text(encoding="utf-8"))
+    assert found["xie2024same"] == "Xie et al., 2024" and found["tramer2016stealing"].startswith("Tram")
+    assert found["mitre_atlas"].startswith("The MITRE Corporation, ")
+    assert all(text.endswith("n.d.") or text[-4:].isdigit() for text in found.values())
+
+
+def test_solutions_run_behind_the_chapter_and_are_not_shown():
+    last = with_solutions(chapter()).cells[-1]
+    assert last.source == "print(1)" and last.metadata.tags == ["remove-cell"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_solution_is_python(path):
+    for code in solutions(nbformat.read(path, as_version=4)):
+        ast.parse(code)
