@@ -70,12 +70,16 @@ def with_solutions(chapter: NotebookNode) -> NotebookNode:
 def solutions(chapter: NotebookNode) -> list[str]:
     """The code of a chapter's solutions, in their order."""
     texts = [cell.source for cell in chapter.cells if cell.cell_type == "markdown"]
-    folded = [body for text in texts for title, body in FOLDED.findall(text) if title == "Solution"]
-    return [code for body in folded for code in CODE.findall(body)]
+    return [code for text in texts for body in _answers(text) for code in CODE.findall(body)]
+
+
+def _answers(text: str) -> list[str]:
+    """The bodies of the solutions in a text."""
+    return [body for title, body in FOLDED.findall(text) if title == "Solution"]
 
 
 def citations(bibliography: str) -> dict[str, str]:
-    """ "Xie et al., 2024" for each key of a BibTeX file."""
+    """What stands in the text for each key of a BibTeX file: "Xie et al., 2024"."""
     found = {}
     for key, fields in re.findall(r"^@\w+\{([^,\s]+),(.*?)^\}", bibliography, re.MULTILINE | re.DOTALL):
         values = dict(re.findall(r"^\s*(author|year)\s*=\s*\{(.*?)\},?\s*$", fields, re.MULTILINE))
@@ -94,10 +98,10 @@ def resolve(text: str, pages: str, cited: dict[str, str], where: str) -> str:
         if name == "term":
             anchor = re.sub(r"\s+", "-", (target or words).strip().lower())
             return f"[{words}]({pages}/book/glossary.html#term-{anchor})"
-        missing = [key for key in words.split(",") if key.strip() not in cited]
-        if missing:
+        keys = [key.strip() for key in words.split(",")]
+        if missing := [key for key in keys if key not in cited]:
             raise EditionError(f"{where}: {', '.join(missing)} is not in the bibliography")
-        return "(" + "; ".join(cited[key.strip()] for key in words.split(",")) + ")"
+        return f"({'; '.join(cited[key] for key in keys)})"
 
     def link(match: re.Match) -> str:
         words, target, _, anchor = match.groups()
@@ -128,14 +132,11 @@ def _text(cell: NotebookNode, kind: str, pages: str, cited: dict[str, str]) -> l
     """A cell of text; exercises are cut apart, each with a cell to answer in, or with its solution."""
     before, heading, rest = cell.source.partition("## Exercises\n")
     exercises, *after = re.split(r"(?m)^(?=## )", rest, maxsplit=1)
-    texts = [before + heading] if heading else [before]
-    parts = [("markdown", text) for text in texts]
-    if heading:
-        opening, *asked = EXERCISE.split(exercises)
-        parts[0] = ("markdown", before + heading + opening)
-        for exercise in asked:
-            parts += _exercise(exercise, kind)
-        parts += [("markdown", text) for text in after]
+    opening, *asked = EXERCISE.split(exercises)
+    parts = [("markdown", before + heading + opening)]
+    for exercise in asked:
+        parts += _exercise(exercise, kind)
+    parts += [("markdown", text) for text in after]
     cells = []
     for number, (cell_type, text) in enumerate(parts):
         text = resolve(text, pages, cited, cell.id).strip() if cell_type == "markdown" else text
@@ -148,12 +149,11 @@ def _text(cell: NotebookNode, kind: str, pages: str, cited: dict[str, str]) -> l
 def _exercise(text: str, kind: str) -> list[tuple[str, str]]:
     """One exercise as (type of cell, text)."""
     number = re.match(r"\*\*(\d+)", text)[1]
-    answers = [body for title, body in FOLDED.findall(text) if title == "Solution"]
     asked = FOLDED.sub(lambda m: m.group() if m[1] == "Hint" else "", text)
     if kind != "solution":
         return [("markdown", asked), ("code", f"# your answer to exercise {number}")]
     cells = [("markdown", asked)]
-    for body in answers:
+    for body in _answers(text):
         words, *rest = CODE.split(body)  # words, code, words, code, ... words
         cells.append(("markdown", f"**Solution to exercise {number}.** {words}"))
         cells += [("code" if i % 2 == 0 else "markdown", part) for i, part in enumerate(rest)]

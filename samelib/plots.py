@@ -169,6 +169,26 @@ def detection_rows(detector, queries: dict[str, Tensor], count: int = 4) -> Figu
     return figure
 
 
+def flow(
+    axis: Axes,
+    boxes: dict[str, tuple[float, float, str, str]],
+    arrows: Iterable[tuple[str, str]],
+    compared: Iterable[tuple[str, str]] = (),
+) -> None:
+    """A flow diagram: boxes (column, row, text, colour) by name, arrows between them, dashed ones where two are compared."""
+    frames = {}
+    for name, (column, row, text, colour) in boxes.items():
+        look = {"boxstyle": "round,pad=0.5", "facecolor": colour, "edgecolor": "black"}
+        label = axis.text(column, row, text, ha="center", va="center", fontsize=10, bbox=look)
+        frames[name] = label.get_bbox_patch()
+    dashed = {"arrowstyle": "<->", "color": COLOURS[1], "linestyle": "--"}
+    for pairs, look in ((arrows, {"arrowstyle": "-|>", "color": "black"}), (compared, dashed)):
+        for start, end in pairs:
+            arrow = look | {"patchA": frames[start], "patchB": frames[end]}
+            axis.annotate("", xy=boxes[end][:2], xytext=boxes[start][:2], arrowprops=arrow)
+    axis.axis("off")
+
+
 class Slider:
     """Figures drawn beforehand, one for each position of a slider, each with its caption.
 
