@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 # Where bytecode may not be written, every process would compile the same three thousand modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help book lab test lint env clean
+.PHONY: help book lab colab test lint env clean
 
 help: ## this list
 	@echo "usage: make TARGET [VARIABLE=VALUE ...]"
@@ -27,6 +27,9 @@ book: $(READY) ## run the notebooks, build the book and say where its first page
 lab: $(READY) ## JupyterLab with the student edition: hints fold, solutions are out
 	@$(BIN)/python -m course.editions student _build/student
 	@$(BIN)/jupyter lab --notebook-dir _build/student
+
+colab: $(READY) ## run the Colab edition at smoke tier with Colab's packages (another environment, 5 GB)
+	@$(BIN)/python -m course.colab
 
 # One process a core with one thread each: small models gain little from a second thread.
 test: lint ## lint, unit tests, every notebook at smoke tier, the book built and its pages checked

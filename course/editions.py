@@ -5,7 +5,8 @@
 - student: without solutions; a cell to answer in after each exercise. JupyterLab and Colab know no MyST, so that roles
   become links and citations, and hints fold by HTML.
 - solution: each solution's code in a cell of its own, its text above it.
-- colab: the student edition with forms for the parameters.
+- colab: the student edition with links among its chapters, forms for the parameters, a folder of Google Drive for
+  trained models if somebody wants one, and a GPU where the chapter trains.
 """
 
 import argparse
@@ -27,6 +28,18 @@ EXERCISE = re.compile(r"^(?=\*\*\d+\b)", re.MULTILINE)
 ROLE = re.compile(r"\{(term|cite)\}`([^`<]+?)(?:\s*<([^>]+)>)?`")
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+?)\.(ipynb|md)(#[^)]*)?\)")
 MYST = re.compile(r"\{[\w-]+\}`|^:{3,}|^```\{", re.MULTILINE)
+
+COLAB = "https://colab.research.google.com"
+DRIVE = """KEEP_MODELS_IN_DRIVE = False  # @param {type: "boolean"}
+# Colab forgets its disk; models that are kept in Google Drive need not be trained again.
+if KEEP_MODELS_IN_DRIVE:
+    import os
+
+    from google.colab import drive
+
+    drive.mount("/content/drive")
+    os.environ["SAMELIB_CACHE"] = "/content/drive/MyDrive/samelib"
+"""
 
 
 class EditionError(Exception):
@@ -50,11 +63,16 @@ def edition(chapter: NotebookNode, kind: str, pages: str, cited: dict[str, str])
     for cell in chapter.cells:
         if cell.cell_type == "markdown":
             made.cells += _text(cell, kind, pages, cited)
-            continue
-        cell = copy.deepcopy(cell)
-        if kind == "colab" and "parameters" in cell.metadata.get("tags", []):
-            cell.source = _form(cell.source)
-        made.cells.append(cell)
+        elif kind == "colab" and "parameters" in cell.metadata.get("tags", []):
+            made.cells.append(copy.deepcopy(cell))
+            made.cells[-1].source = _form(cell.source)
+            made.cells.append(nbformat.v4.new_code_cell(DRIVE.strip(), id="drive"))
+        else:
+            made.cells.append(copy.deepcopy(cell))
+    if kind == "colab":
+        made.metadata["colab"] = {"provenance": [], "toc_visible": True}
+        if any("best_device" in cell.source for cell in made.cells):
+            made.metadata["colab"]["gpuType"], made.metadata["accelerator"] = "T4", "GPU"
     return made
 
 
@@ -176,14 +194,19 @@ def write(kind: str, folder: Path, root: Path = ROOT) -> list[Path]:
     Raises:
         EditionError: see `edition`.
     """
-    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]
-    owner, name = config["url"].rstrip("/").split("/")[-2:]
-    pages = f"https://{owner}.github.io/{name}"
+    repository = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]
+    owner, name = repository["url"].rstrip("/").split("/")[-2:]
+    pages, colab = f"https://{owner}.github.io/{name}", f"{COLAB}/github/{owner}/{name}/blob/{repository['branch']}"
     cited = citations((root / "book" / "references.bib").read_text(encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for path in sorted((root / "notebooks").glob("*.ipynb")):
+    written, paths = [], sorted((root / "notebooks").glob("*.ipynb"))
+    for path in paths:
         made = edition(nbformat.read(path, as_version=4), kind, pages, cited)
+        if kind == "colab":
+            links = {p.stem[:2].lstrip("0"): f"{colab}/notebooks/{p.name}" for p in paths}
+            here = f"[The chapter as a page]({pages}/notebooks/{path.stem}.html) · In Colab: "
+            here += " ".join(f"**{k}**" if links[k].endswith(path.name) else f"[{k}]({links[k]})" for k in links)
+            made.cells.insert(0, nbformat.v4.new_markdown_cell(here, id="chapters"))
         written.append(folder / path.name)
         nbformat.write(made, written[-1])
     return written

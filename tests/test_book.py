@@ -17,9 +17,7 @@ import samelib
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = notebooks(ROOT)
 SMOKE = Build(ROOT, "smoke", "glyphs", 0)
-MENTION = (
-    r"github(?:\.com)?/([\w-]+/same-book)(?:\.git)?(?:/blob/|/tree/|/archive/|@)(v?[\d.]*\d|\w+)"  # (repository, tag)
-)
+MENTION = r"github(?:\.com)?/([\w-]+/same-book)(?:\.git)?(?:/blob/|/tree/|/archive/|@)((?:colab-)?v[\d.]*\d|\w+)"  # (repository, tag)
 every_notebook = pytest.mark.parametrize("name", NOTEBOOKS, ids=lambda name: Path(name).stem)
 
 
@@ -85,10 +83,12 @@ def test_notebook_has_one_cell_of_parameters(name):
 
 def test_repository_and_tag_are_those_of_the_config():
     repository = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]
-    assert repository["branch"] == f"v{samelib.__version__}"
+    tag = f"v{samelib.__version__}"
+    assert repository["branch"] == f"colab-{tag}"
     sources = [ROOT / "README.md", *(ROOT / "book").glob("*.md"), *(ROOT / name for name in NOTEBOOKS)]
     mentions = [found for path in sources for found in re.findall(MENTION, path.read_text(encoding="utf-8"))]
-    assert set(mentions) <= {(repository["url"].removeprefix("https://github.com/"), repository["branch"])}
+    name = repository["url"].removeprefix("https://github.com/")
+    assert set(mentions) <= {(name, tag), (name, f"colab-{tag}")}
 
 
 # Runs and pages

@@ -1,11 +1,16 @@
 """Editions of the chapters: nothing of MyST is left, and the solutions go where they belong."""
 
 import ast
+import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
+from course.colab import PACKAGES
 from course.editions import KINDS, MYST, EditionError, citations, edition, resolve, solutions, with_solutions, write
 
 ROOT = Path(__file__).parents[1]
@@ -107,3 +112,40 @@ def test_solutions_run_behind_the_chapter_and_are_not_shown():
 def test_every_solution_is_python(path):
     for code in solutions(nbformat.read(path, as_version=4)):
         ast.parse(code)
+
+
+def test_colab_keeps_models_in_drive_if_asked_and_links_its_chapters(tmp_path):
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]
+    first, *_, last = (nbformat.read(path, as_version=4) for path in write("colab", tmp_path))
+    tag = f"{config['url'].removeprefix('https://github.com')}/blob/{config['branch']}/notebooks"
+    assert first.cells[0].source.count(tag) == len(NOTEBOOKS) - 1 and "**1** [2](" in first.cells[0].source
+    drive = next(cell.source for cell in first.cells if "KEEP_MODELS_IN_DRIVE" in cell.source)
+    exec(drive, {})  # outside Colab nothing happens
+    assert first.metadata.accelerator == "GPU" and "accelerator" not in last.metadata
+
+
+def colab_packages() -> dict[str, str]:
+    """The version that Colab had of each package; empty where it is not written down."""
+    lines = [line for line in PACKAGES.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return {name: version for name, _, version in (line.partition("==") for line in lines)}
+
+
+def test_colab_has_what_the_packages_need_in_versions_that_they_take():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = [*declared["dependencies"], *declared["optional-dependencies"]["reproduction"]]
+    found = colab_packages()
+    for requirement in map(Requirement, needed):
+        assert requirement.name in found, f"Colab has no {requirement.name}, and the setup cell installs nothing else"
+        version = found[requirement.name]
+        assert not version or requirement.specifier.contains(version)
+
+
+def test_chapters_import_nothing_that_colab_lacks():
+    modules = {"PIL": "pillow", "sklearn": "scikit-learn", "IPython": "ipython"}
+    for path in NOTEBOOKS:
+        code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        nodes = [node for source in code for node in ast.parse(source).body]  # not what a chapter asks for first
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+        roots = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"samelib", "reproduction"}
+        assert {modules.get(root, root) for root in roots} <= set(colab_packages()), path.stem

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 import samelib
+from reproduction.adaptive import met
 from reproduction.detection import detected
-from reproduction.plan import EDM, EVERY_VIEW, OUTLIER_EXPOSURE, SAME, DetectorVariant
+from reproduction.plan import BAN, EDM, EVERY_VIEW, HONEST, OUTLIER_EXPOSURE, SAME, SAME_PLUS, DetectorVariant
 from reproduction.responses import copies_table
 from reproduction.rows import load_rows, reported
+from reproduction.tables import select, spread
 from samelib.detectors.views import COMBINATION
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +42,15 @@ def test_its_figures_of_photographs_are_those_of_the_rows():
     found += [detected(rows, EDM, "jbda"), detected(views, EVERY_VIEW, "jbda", view=COMBINATION)]
     (line,) = [line for line in README.split("> - ") if line.startswith("On real CIFAR-10")]
     assert sorted(re.findall(r"\d\d\.\d", line)) == sorted(f"{100 * one['auroc'].mean():.1f}" for one in found)
+
+
+def test_its_figures_of_bans_are_those_of_the_rows():
+    found = met(load_rows("mnist-adaptive", "lecture"), BAN, SAME_PLUS, "knockoff")
+    kept = [spread(select(found, accounts=accounts)["substitute_fidelity"]) for accounts in (1, 10, 100)]
+    (sentence,) = re.findall(r"Bans by account do more.*?\n\n", README, re.DOTALL)
+    assert re.findall(r"[\d.]+ ± [\d.]+", sentence) == kept
+    shifted = select(load_rows("mnist-bans", "lecture"), label=str(HONEST[1]), **SAME_PLUS._asdict())
+    assert f"{spread(shifted['banned'])} % of honest accounts" in README
 
 
 def test_the_front_page_has_the_figures_of_the_rows():
