@@ -19,6 +19,9 @@ from pathlib import Path
 from chapters import Build, BuildError, digest, metadata, notebooks, run_chapters, too_many_operations
 from check_pages import check_notebook, check_pages
 
+from course import slides
+from course.editions import EditionError
+
 TIERS = ("smoke", "lecture", "paper")
 STATUS_MARKER = "<!-- STATUS TABLE -->"
 
@@ -123,7 +126,7 @@ def build_book(
     """
     build = Build(root.resolve(), tier, data, seed)
     names = notebooks(build.root)
-    wanted = digest(build, *names, "_config.yml", "_toc.yml", "book/**/*")
+    wanted = digest(build, *names, "_config.yml", "_toc.yml", "book/**/*", "course/**/*")
     valid = build.folder / "valid"
     if build.index.is_file() and valid.is_file() and valid.read_text() == wanted:
         print("Nothing has changed since the last build: its pages are still valid", flush=True)
@@ -134,6 +137,10 @@ def build_book(
     ran = run_chapters(build, names, jobs)
     write_generated_pages(build)
     render(build)
+    try:
+        slides.write(build.source / "notebooks", build.index.parent / "slides")
+    except EditionError as error:
+        raise BuildError(f"slides: {error}") from None
     print("  checking the pages", flush=True)
     problems = [p for name in names for p in check_notebook(build.source / name) + too_many_operations(build, name)]
     problems += check_pages(build.index.parent)

@@ -13,6 +13,7 @@ import argparse
 import copy
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
 import yaml
@@ -29,7 +30,6 @@ ROLE = re.compile(r"\{(term|cite)\}`([^`<]+?)(?:\s*<([^>]+)>)?`")
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+?)\.(ipynb|md)(#[^)]*)?\)")
 MYST = re.compile(r"\{[\w-]+\}`|^:{3,}|^```\{", re.MULTILINE)
 
-COLAB = "https://colab.research.google.com"
 DRIVE = """KEEP_MODELS_IN_DRIVE = False  # @param {type: "boolean"}
 # Colab forgets its disk; models that are kept in Google Drive need not be trained again.
 if KEEP_MODELS_IN_DRIVE:
@@ -46,23 +46,45 @@ class EditionError(Exception):
     """A chapter holds something that an edition cannot show; the message says what and where."""
 
 
-def edition(chapter: NotebookNode, kind: str, pages: str, cited: dict[str, str]) -> NotebookNode:
-    """One chapter as an edition.
+class Book(NamedTuple):
+    """What the text of a chapter refers to.
 
-    Args:
-        chapter: its source.
-        kind: one of `KINDS`.
-        pages: address of the published book, for links.
+    Attributes:
+        pages: address of the pages, for links.
         cited: text of each citation by its key, see `citations`.
+        terms: anchor of each term of the glossary by its name in small letters.
+        colab: address in Colab of the folder of the chapters' Colab edition.
+    """
+
+    pages: str
+    cited: dict[str, str]
+    terms: dict[str, str]
+    colab: str = ""
+
+    @classmethod
+    def of(cls, root: Path, pages: str | None = None) -> "Book":
+        """The book in that checkout, as it is published; or with its pages elsewhere."""
+        repository = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]
+        owner, name = repository["url"].rstrip("/").split("/")[-2:]
+        return cls(
+            pages or f"https://{owner}.github.io/{name}",
+            citations((root / "book" / "references.bib").read_text(encoding="utf-8")),
+            glossary((root / "book" / "glossary.md").read_text(encoding="utf-8")),
+            f"https://colab.research.google.com/github/{owner}/{name}/blob/{repository['branch']}/notebooks",
+        )
+
+
+def edition(chapter: NotebookNode, kind: str, book: Book) -> NotebookNode:
+    """One chapter as an edition, which is one of `KINDS`.
 
     Raises:
-        EditionError: a role or directive that is not understood, a citation that is not in the bibliography.
+        EditionError: a role or directive that is not understood, a citation or a term that the book does not have.
     """
     made = copy.deepcopy(chapter)
     made.cells = []
     for cell in chapter.cells:
         if cell.cell_type == "markdown":
-            made.cells += _text(cell, kind, pages, cited)
+            made.cells += _text(cell, kind, book)
         elif kind == "colab" and "parameters" in cell.metadata.get("tags", []):
             made.cells.append(copy.deepcopy(cell))
             made.cells[-1].source = _form(cell.source)
@@ -108,23 +130,32 @@ def citations(bibliography: str) -> dict[str, str]:
     return found
 
 
-def resolve(text: str, pages: str, cited: dict[str, str], where: str) -> str:
+def glossary(page: str) -> dict[str, str]:
+    """The anchor that Sphinx gives to each term of a glossary, by the term in small letters."""
+    entries = page.partition("```{glossary}\n")[2].partition("\n```")[0]
+    terms = [line.strip() for line in entries.splitlines() if line and not line.startswith(" ")]
+    return {term.lower(): "term-" + re.sub(r"[^A-Za-z0-9]+", "-", term).strip("-") for term in terms}
+
+
+def resolve(text: str, book: Book, where: str) -> str:
     """MyST as Markdown that Colab and JupyterLab draw; `where` names the cell in an error."""
+
+    def known(names: dict[str, str], key: str) -> str:
+        if key not in names:
+            raise EditionError(f"{where}: {key!r} is neither in the bibliography nor in the glossary")
+        return names[key]
 
     def role(match: re.Match) -> str:
         name, words, target = match.groups()
         if name == "term":
-            anchor = re.sub(r"\s+", "-", (target or words).strip().lower())
-            return f"[{words}]({pages}/book/glossary.html#term-{anchor})"
-        keys = [key.strip() for key in words.split(",")]
-        if missing := [key for key in keys if key not in cited]:
-            raise EditionError(f"{where}: {', '.join(missing)} is not in the bibliography")
-        return f"({'; '.join(cited[key] for key in keys)})"
+            anchor = known(book.terms, " ".join((target or words).lower().split()))
+            return f"[{words}]({book.pages}/book/glossary.html#{anchor})"
+        return f"({'; '.join(known(book.cited, key.strip()) for key in words.split(','))})"
 
     def link(match: re.Match) -> str:
         words, target, _, anchor = match.groups()
         folder = "notebooks/" if "/" not in target else ""
-        return f"[{words or target}]({pages}/{folder}{target.removeprefix('../')}.html{anchor or ''})"
+        return f"[{words or target}]({book.pages}/{folder}{target.removeprefix('../')}.html{anchor or ''})"
 
     text = BOX.sub(lambda box: f"> **{box[1]}**\n>\n" + "\n".join(f"> {line}" for line in box[2].split("\n")), text)
     text = FOLDED.sub(_details, LINK.sub(link, ROLE.sub(role, text)))
@@ -146,7 +177,7 @@ def _family(name: str) -> str:
     return bare.split(",")[0] if "," in bare else bare.split()[-1]
 
 
-def _text(cell: NotebookNode, kind: str, pages: str, cited: dict[str, str]) -> list[NotebookNode]:
+def _text(cell: NotebookNode, kind: str, book: Book) -> list[NotebookNode]:
     """A cell of text; exercises are cut apart, each with a cell to answer in, or with its solution."""
     before, heading, rest = cell.source.partition("## Exercises\n")
     exercises, *after = re.split(r"(?m)^(?=## )", rest, maxsplit=1)
@@ -157,7 +188,7 @@ def _text(cell: NotebookNode, kind: str, pages: str, cited: dict[str, str]) -> l
     parts += [("markdown", text) for text in after]
     cells = []
     for number, (cell_type, text) in enumerate(parts):
-        text = resolve(text, pages, cited, cell.id).strip() if cell_type == "markdown" else text
+        text = resolve(text, book, cell.id).strip() if cell_type == "markdown" else text
         if text:
             make = nbformat.v4.new_markdown_cell if cell_type == "markdown" else nbformat.v4.new_code_cell
             cells.append(make(text, id=f"{cell.id}-{number}" if heading else cell.id))
@@ -194,18 +225,14 @@ def write(kind: str, folder: Path, root: Path = ROOT) -> list[Path]:
     Raises:
         EditionError: see `edition`.
     """
-    repository = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]
-    owner, name = repository["url"].rstrip("/").split("/")[-2:]
-    pages, colab = f"https://{owner}.github.io/{name}", f"{COLAB}/github/{owner}/{name}/blob/{repository['branch']}"
-    cited = citations((root / "book" / "references.bib").read_text(encoding="utf-8"))
+    book = Book.of(root)
     folder.mkdir(parents=True, exist_ok=True)
     written, paths = [], sorted((root / "notebooks").glob("*.ipynb"))
     for path in paths:
-        made = edition(nbformat.read(path, as_version=4), kind, pages, cited)
+        made = edition(nbformat.read(path, as_version=4), kind, book)
         if kind == "colab":
-            links = {p.stem[:2].lstrip("0"): f"{colab}/notebooks/{p.name}" for p in paths}
-            here = f"[The chapter as a page]({pages}/notebooks/{path.stem}.html) · In Colab: "
-            here += " ".join(f"**{k}**" if links[k].endswith(path.name) else f"[{k}]({links[k]})" for k in links)
+            chapters = [f"**{n}**" if p == path else f"[{n}]({book.colab}/{p.name})" for n, p in enumerate(paths, 1)]
+            here = f"[This chapter as a page]({book.pages}/notebooks/{path.stem}.html) · In Colab: {' '.join(chapters)}"
             made.cells.insert(0, nbformat.v4.new_markdown_cell(here, id="chapters"))
         written.append(folder / path.name)
         nbformat.write(made, written[-1])

@@ -11,10 +11,23 @@ import yaml
 from packaging.requirements import Requirement
 
 from course.colab import PACKAGES
-from course.editions import KINDS, MYST, EditionError, citations, edition, resolve, solutions, with_solutions, write
+from course.editions import (
+    KINDS,
+    MYST,
+    Book,
+    EditionError,
+    citations,
+    edition,
+    glossary,
+    resolve,
+    solutions,
+    with_solutions,
+    write,
+)
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+BOOK = Book("https://book", {"a2020one": "A, 2020"}, {"query budget": "term-query-budget"})
 EXERCISES = """## Exercises
 
 **1 ★** Why {term}`query budget`s?
@@ -47,7 +60,7 @@ def chapter(text: str = EXERCISES) -> nbformat.NotebookNode:
 
 
 def made(kind: str, text: str = EXERCISES) -> list[tuple[str, str]]:
-    cells = edition(chapter(text), kind, "https://book", {"a2020one": "A, 2020"}).cells
+    cells = edition(chapter(text), kind, BOOK).cells
     return [(cell.cell_type, cell.source) for cell in cells]
 
 
@@ -86,14 +99,16 @@ def test_colab_has_forms():
     )
 
 
-@pytest.mark.parametrize("text", ["{ref}`here`", ":::{note}\nx\n:::", "```{figure} a.png\n```", "{cite}`b1999`"])
+@pytest.mark.parametrize(
+    "text", ["{ref}`here`", ":::{note}\nx\n:::", "```{figure} a.png\n```", "{cite}`b1999`", "{term}`b`"]
+)
 def test_what_no_edition_can_show_is_an_error(text):
     with pytest.raises(EditionError, match="end"):
         made("student", text)
 
 
 def test_a_box_becomes_a_quotation():
-    assert resolve("```{admonition} Care\n:class: tip\na\n\nb\n```", "", {}, "x") == "> **Care**\n>\n> a\n> \n> b"
+    assert resolve("```{admonition} Care\n:class: tip\na\n\nb\n```", BOOK, "x") == "> **Care**\n>\n> a\n> \n> b"
 
 
 def test_citations_are_read_from_the_bibliography():
@@ -101,6 +116,15 @@ def test_citations_are_read_from_the_bibliography():
     assert found["xie2024same"] == "Xie et al., 2024" and found["tramer2016stealing"].startswith("Tram")
     assert found["mitre_atlas"].startswith("The MITRE Corporation, ")
     assert all(text.endswith("n.d.") or text[-4:].isdigit() for text in found.values())
+
+
+def test_terms_are_found_whatever_their_case():
+    assert glossary("```{glossary}\nROC curve\n  A curve.\n\nTPR at 1 %\n  A rate.\n```\n") == {
+        "roc curve": "term-ROC-curve",
+        "tpr at 1 %": "term-TPR-at-1",
+    }
+    terms = Book.of(ROOT).terms
+    assert terms["prada"] == "term-PRADA" and resolve("{term}`Views <view>`", Book.of(ROOT), "x").startswith("[Views](")
 
 
 def test_solutions_run_behind_the_chapter_and_are_not_shown():
