@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from reproduction.author_code import ALL_FAULTS, FAULTS
-from samelib.data.groups import COLOUR, SOURCES
+from samelib.data.groups import COLOUR, SOURCES, sizes_of
 from samelib.detectors.controls import CONTROLS
 from samelib.detectors.posthoc import METHODS
 from samelib.presets import TIERS, Preset, preset
@@ -477,6 +477,8 @@ def cells_of(group: str, tier: str, seeds: Iterable[int], targets: Iterable[str]
     check_names(group, tier, targets)
     p, s = preset_of(group, tier), SCALES[tier]
     plans = [names for target in targets_of(group, targets) for names in TARGETS[target].cells(p, s)]
+    outliers = sizes_of(group, tier).outliers  # of embedded groups there are fewer than some budgets
+    plans = [names for names in plans if names.get("attack") != OUTLIERS or names["budget"] <= outliers]
     cells = dict.fromkeys(Cell(group=group, tier=tier, seed=seed, **names) for seed in seeds for names in plans)
     order = list(dict.fromkeys((cell.seed, cell.detector) for cell in cells))  # a detector's cells lie together, the
     # curve's first: it watches the training of the autoencoder that the others find in the store

@@ -7,6 +7,7 @@ from reproduction.plan import (
     HEADLINES,
     KNOWING,
     NEAREST_JBDA,
+    OUTLIERS,
     SCALES,
     TARGETS,
     VARIANTS,
@@ -99,3 +100,9 @@ def test_variants_have_labels_of_their_own():
     assert len(knowing) == len(KNOWING) + 2 and "knockoff, adaptive, 20 clusters, paid by bits" in knowing
     assert str(NEAREST_JBDA) == "jbda, direction -, step 0.2"
     assert NEAREST_JBDA.options == {"step": 0.2, "direction": "-", "clip": True}
+
+
+@pytest.mark.parametrize(("group", "asked"), [("mnist", True), ("shapes", False)])
+def test_no_more_outliers_are_asked_than_there_are(group, asked):
+    cells = cells_of(group, "lecture", [0], ["views"])
+    assert any(cell.attack == OUTLIERS for cell in cells) == asked

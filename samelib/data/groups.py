@@ -116,6 +116,11 @@ EMBEDDED = ("glyphs", "glyphs-matched", "shapes")
 COLOUR = ("shapes", "cifar10")  # the others are grey
 
 
+def sizes_of(name: str, tier: str) -> Sizes:
+    """How many images the sets of a group hold at most at that tier."""
+    return EMBEDDED_SIZES if name in EMBEDDED and tier != "smoke" else SIZES[tier]
+
+
 def load_group(
     name: str,
     tier: str = "lecture",
@@ -138,7 +143,7 @@ def load_group(
     """
     if tier not in SIZES:
         raise ValueError(f"tier must be one of {', '.join(SIZES)}, got {tier!r}")
-    sizes = EMBEDDED_SIZES if name in EMBEDDED and tier != "smoke" else SIZES[tier]
+    sizes = sizes_of(name, tier)
     if name in SOURCES:
         source = SOURCES[name]
     elif name.startswith("path:"):
