@@ -27,6 +27,12 @@ def test_it_is_short_and_names_both_commands():
     assert "make book" in README and "make test" in README
 
 
+def test_the_front_page_takes_the_first_program_apart():
+    pages = (README, (ROOT / "book" / "intro.md").read_text(encoding="utf-8"))
+    program, pieces = ("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)).split() for page in pages)
+    assert program == pieces
+
+
 def test_its_table_is_that_of_the_rows():
     header, _, *lines = copies_table(load_rows("mnist-responses", "lecture")).splitlines()
     columns = [i for i, name in enumerate(cells(header)) if name == "attack" or name.startswith("fidelity")]
