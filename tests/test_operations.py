@@ -51,7 +51,7 @@ class FakeBuild:
 
 
 @pytest.mark.parametrize(("tier", "data", "operations", "problems"), [
-    ("smoke", "glyphs", 1e12, 0), ("smoke", "glyphs", 3e12, 1), ("lecture", "glyphs", 3e12, 0),
+    ("smoke", "glyphs", 1e12, 0), ("smoke", "glyphs", 4e12, 1), ("lecture", "glyphs", 3e12, 0),
     ("lecture", "glyphs", 1e13, 1), ("lecture", "mnist", 1e13, 0), ("paper", "glyphs", 1e16, 0),
 ])  # fmt: skip
 def test_a_chapter_may_not_do_too_much(monkeypatch, tier, data, operations, problems):
