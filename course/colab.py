@@ -38,14 +38,19 @@ def _pip(python: Path, *words: str | Path) -> None:
     subprocess.run([*pip, *words], check=True)
 
 
+def copy_sources(folder: Path) -> None:
+    """What is installed, copied out of the checkout: setuptools leaves its build where it runs."""
+    for name in ("samelib", "reproduction", "course"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+
+
 def install_samelib(python: Path, folder: Path) -> None:
-    """samelib as the setup cell installs it, from a copy: setuptools leaves its build where it runs."""
+    """samelib as the setup cell installs it."""
     source = folder / "source"
     shutil.rmtree(source, ignore_errors=True)
-    for name in ("samelib", "reproduction", "course"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+    copy_sources(source)
     _pip(python, "--no-deps", "--force-reinstall", source)
 
 

@@ -42,6 +42,7 @@ from samelib import (
     preset,
     train_victim,
 )
+from samelib.attacks import shares
 from samelib.attacks.base import answered
 from samelib.data.image_set import to_float
 from samelib.data.real import DataError
@@ -88,8 +89,7 @@ class Contest:
 
     def thief(self, steal: Thief) -> dict[str, float]:
         """Fidelity of the copy, and the share of the queries that were answered."""
-        budgets = [self.queries // self.accounts + (n < self.queries % self.accounts) for n in range(self.accounts)]
-        response = BanAccount(delta=self.delta)
+        response, budgets = BanAccount(delta=self.delta), shares(self.queries, self.accounts)
         gateway = RoundRobin([QueryGateway(self.victim, budget, self.guard, response) for budget in budgets])
         copy = steal(gateway, self.group.proxy, self.group.seeds)
         fidelity = evaluation(self.victim, self.group.benign_test)(copy.eval())["fidelity"]
@@ -137,7 +137,7 @@ def _scores(score: Score, images: Tensor) -> Tensor:
 
 
 def submissions(folder: Path) -> dict[str, dict]:
-    """What each file of a folder defines, by its name; of a file that cannot be run, the error as text."""
+    """What each file of a folder defines, by its name; of one that cannot be run, functions that raise its error."""
     entries = {}
     for path in sorted(folder.glob("*.py")):
         try:

@@ -33,7 +33,7 @@ from reproduction.plan import (
     DetectorVariant,
 )
 from reproduction.tables import markdown, select, spread
-from samelib.attacks import Attack, Evasion, RoundRobin, expected_score
+from samelib.attacks import Attack, Evasion, RoundRobin, expected_score, shares
 from samelib.attacks.base import answered
 from samelib.data.image_set import ImageSet
 from samelib.detectors.prada import Prada
@@ -82,7 +82,7 @@ def measure(bench: Bench, cell: Cell) -> Iterator[dict]:
 def _service(bench: Bench, cell: Cell) -> Gateway:
     """The gateway, or one for each account; no two of them share a book of accounts."""
     victim, response, count = bench.victim(cell.detector), ALL_RESPONSES[cell.response], cell.accounts
-    budgets = [cell.budget // count + (number < cell.budget % count) for number in range(count)]
+    budgets = shares(cell.budget, count)
     if cell.response == ALARM:
         accounts = [PradaGateway(victim, budget) for budget in budgets]
     else:

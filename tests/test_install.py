@@ -2,7 +2,6 @@
 
 import ast
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -11,6 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from chapters import notebooks
+
+from course.colab import copy_sources
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = notebooks(ROOT)
@@ -22,11 +23,7 @@ def python(tmp_path_factory) -> Path:
     """The interpreter of an environment that has the wheel, and all else from the environment of this test."""
     folder = tmp_path_factory.mktemp("installed")
     source, environment = folder / "source", folder / "environment"
-    source.mkdir()
-    for name in ("samelib", "reproduction"):  # not in the checkout itself: setuptools leaves its build there
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+    copy_sources(source)
     python = environment / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (site,) = environment.glob("lib/python*/site-packages")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from samelib.attacks.adaptive import Bargain, Mixing, RoundRobin, SelfTraining
+from samelib.attacks.adaptive import Bargain, Mixing, RoundRobin, SelfTraining, shares
 from samelib.attacks.base import Attack, AttackResult, UniformNoise
 from samelib.attacks.dfme import DFME
 from samelib.attacks.disguise import (
@@ -42,6 +42,7 @@ __all__ = [
     "expected_score",
     "make_attack",
     "own_autoencoder",
+    "shares",
 ]
 
 # What is the attack's own: of a Knockoff whose images are changed or chosen first, the disguise.

@@ -138,6 +138,11 @@ class SelfTraining(Knockoff):
         return super().train_substitute(images, answers, settings)
 
 
+def shares(queries: int, accounts: int) -> list[int]:
+    """How many of so many queries each account asks when they are dealt out in turn."""
+    return [queries // accounts + (number < queries % accounts) for number in range(accounts)]
+
+
 class RoundRobin(Gateway):
     """Has several accounts, and deals the queries out to them in turn: to any attack it is one gateway.
 
