@@ -44,10 +44,6 @@ class NotMeasured(LookupError):
     """A claim cannot be judged: rows are missing."""
 
 
-class NoTest(LookupError):
-    """Rows are there, but they could not tell; the message says why."""
-
-
 def outcome(values: Sequence[float], low: float, high: float) -> str:
     """Does the 95 % interval of measurements, one a seed, lie between two bounds, or beyond one? One run decides nothing,
     nor does a tie with a bound."""
@@ -196,18 +192,15 @@ def _sharing_saves_memory(frame: pd.DataFrame) -> Iterator[Comparison]:
 
 
 def _overlap(rows: pd.DataFrame) -> pd.Series:
-    """The part of two histograms that they share, in percent, a value a seed."""
-    if "histogram" not in rows or rows["histogram"].isna().all():
-        raise NotMeasured("histogram")
+    """The part that the histograms of benign and malicious ranks share, in percent, a value a seed."""
+    if "ranks" not in rows or rows["ranks"].isna().all():
+        raise NotMeasured("ranks")
 
-    def shared(histogram: dict) -> float:
-        benign, malicious = (np.array(histogram[kind]) for kind in ("benign", "malicious"))
-        return 100 * float(np.minimum(benign / benign.sum(), malicious / malicious.sum()).sum())
+    def shared(ranks: list[int]) -> float:
+        return 100 * float(np.minimum(np.array(ranks) / sum(ranks), 1 / len(ranks)).sum())
 
-    rows = rows.dropna(subset="histogram")
-    if any(2 * max(h["benign"]) > sum(h["benign"]) for h in rows["histogram"]):
-        raise NoTest("one bin holds most of the benign queries")
-    return rows.assign(overlap=rows["histogram"].map(shared)).groupby("seed")["overlap"].mean()
+    rows = rows.dropna(subset="ranks")
+    return rows.assign(overlap=rows["ranks"].map(shared)).groupby("seed")["overlap"].mean()
 
 
 def _exposure_overlaps_more(frame: pd.DataFrame) -> Iterator[Comparison]:

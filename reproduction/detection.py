@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 from torch import Tensor
 
 from reproduction.author_code import INTERPOLATED, faults_of
@@ -41,7 +40,7 @@ from samelib.plots import COLOURS, HATCHES, LINES, grouped_bars, legend_above
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 VARIANTS = {"SAME": 0.5, "SAME-X": 1.0, "SAME-Y": 0.0}  # alpha, on standardised terms
 RATIOS = (0.01, 0.05, 0.1, 0.3, 0.5, 0.9)  # the paper's Table 4
-BINS = 40
+BINS = 40  # each holds 2.5 % of the benign queries
 
 # The headline attacks as `label` has them: of the JBDA variant only what it asked beyond its seeds.
 OTHER_READING = f"{NEAREST_JBDA}, seeds left out"
@@ -78,12 +77,12 @@ def measure(bench: Bench, cell: Cell) -> Iterator[dict]:
             if cell.attack not in (*HEADLINES, NOISE) and alpha not in (*VARIANTS.values(), 0.99):
                 continue
             row = ({} if seeds == "in" else {"seeds": seeds}) | fields | common
-            histogram = (
-                {"histogram": _histogram(benign, malicious)}
-                if drawn and alpha in VARIANTS.values() and "view" not in fields
-                else {}
+            ranks = drawn and alpha in VARIANTS.values() and "view" not in fields
+            yield (
+                row
+                | _one_to_one(benign, malicious, calibration, variant.fault)
+                | ({"ranks": _ranks(benign, malicious)} if ranks else {})
             )
-            yield row | _one_to_one(benign, malicious, calibration, variant.fault) | histogram
             if drawn and alpha == VARIANTS["SAME"] and (variant == SAME or variant.detector in CONTROLS):
                 for ratio in RATIOS:
                     yield row | {"ratio": ratio} | _at_ratio(benign, malicious, ratio, bench.seed)
@@ -148,13 +147,13 @@ def _at_ratio(benign: Tensor, malicious: Tensor, ratio: float, seed: int, draws:
     )
 
 
-def _histogram(benign: Tensor, malicious: Tensor) -> dict[str, list]:
-    """Counts over bins that are even in asinh(score), so that long tails show; the outermost hold 0.2 % of a tail."""
-    scores = {"benign": benign.cpu().numpy(), "malicious": malicious.cpu().numpy()}
-    low, high = np.quantile(np.concatenate(list(scores.values())), [0.002, 0.998])
-    edges = np.sinh(np.linspace(np.arcsinh(low), np.arcsinh(max(high, low + 1e-6)), BINS + 1))
-    counts = {k: np.histogram(v.clip(edges[0], edges[-1]), edges)[0].tolist() for k, v in scores.items()}
-    return {"edges": [float(f"{e:.4g}") for e in edges]} | counts
+def _ranks(benign: Tensor, malicious: Tensor) -> list[int]:
+    """How many of the malicious queries score like each fortieth of the benign ones, from the least strange; what ties
+    lies halfway. Unlike a histogram of scores it is the same on every scale."""
+    ordered = benign.sort().values
+    below, up_to = (torch.searchsorted(ordered, malicious.contiguous(), right=right) for right in (False, True))
+    bins = ((below + up_to) * BINS / (2 * len(ordered))).long().clamp(max=BINS - 1)
+    return torch.bincount(bins, minlength=BINS).tolist()
 
 
 # Choosing rows
@@ -302,34 +301,22 @@ def attack_table(frame: pd.DataFrame, labels: Sequence[str] = LABELS) -> str:
 # Figures
 
 
-def score_histograms(axis: Axes, rows: pd.DataFrame, title: str) -> None:
-    """Benign and malicious scores, all seeds together, over the bins that were kept (even in asinh of the score)."""
-    histograms = rows["histogram"].tolist()
-    low = min(h["edges"][0] for h in histograms)
-    high = max(h["edges"][-1] for h in histograms)
-    edges = np.sinh(np.linspace(np.arcsinh(low), np.arcsinh(high), BINS + 1))
-    for name, colour, hatch in zip(("benign", "malicious"), COLOURS, HATCHES, strict=False):
-        density = np.mean([_rebinned(h["edges"], h[name], edges) for h in histograms], axis=0)
-        axis.stairs(density, edges, fill=True, alpha=0.45, color=colour, hatch=hatch, label=name)
-        axis.stairs(density, edges, color=colour)
-    axis.set_xscale("asinh")
-    decades = [t for t in (-30, -10, -3, -1, 0, 1, 3, 10, 30, 100, 300) if low <= t <= high]
-    axis.xaxis.set_major_locator(FixedLocator(decades) if len(decades) > 2 else MaxNLocator(5))
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set(title=title, xlabel="anomaly score (asinh scale)", ylabel="share of queries")
-    axis.legend()
-
-
-def _rebinned(edges: list[float], counts: list[int], wanted: np.ndarray) -> np.ndarray:
-    """Shares of a histogram over other edges, each bin's queries spread evenly within it."""
-    below = np.r_[0, np.cumsum(counts)] / sum(counts)
-    return np.diff(np.interp(wanted, edges, below))
+def rank_histogram(axis: Axes, rows: pd.DataFrame, title: str) -> None:
+    """Where an attack's queries lie among the benign ones in order of strangeness, mean over seeds."""
+    counts = np.stack(rows["ranks"].dropna().tolist())
+    share = (100 * counts / counts.sum(axis=1, keepdims=True)).mean(axis=0)
+    edges = np.linspace(0, 100, BINS + 1)
+    axis.stairs(share, edges, fill=True, alpha=0.45, color=COLOURS[1], hatch=HATCHES[1], label="malicious")
+    axis.stairs(share, edges, color=COLOURS[1])
+    axis.hlines(100 / BINS, 0, 100, color=COLOURS[0], linestyle="--", label="benign")
+    axis.set(title=title, xlabel="benign queries that score lower (%)", ylabel="share of queries (%)")
+    axis.legend(loc="upper left")
 
 
 def _pair(panels: dict[str, pd.DataFrame]) -> Figure:
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
-        score_histograms(axis, rows, title)
+        rank_histogram(axis, rows, title)
     return figure
 
 

@@ -17,7 +17,6 @@ from reproduction.claims import (
     READINGS,
     Claim,
     Comparison,
-    NoTest,
     NotMeasured,
     by_seed,
     points,
@@ -206,8 +205,6 @@ def claimed(claim: Claim) -> Entry:
         comparisons = list(claim.compare(frame)) if len(frame) and claim.compare else []
     except NotMeasured:
         comparisons = []
-    except NoTest as error:
-        return Entry(claim.where, claim.what, "", str(error), _origin(frame), GIVEN, claim.chapter)
     if not comparisons:
         return Entry(claim.where, claim.what, "", "–", "–", NOT_RUN, claim.chapter)
     outcomes = [comparison.outcome for comparison in comparisons]

@@ -42,12 +42,21 @@ def test_auroc_does_not_depend_on_the_ratio_and_aupr_does():
     assert detection._at_ratio(benign, malicious, 0.5, 0)["aupr"] == pytest.approx(aupr(benign, malicious), abs=1e-6)
 
 
-def test_a_histogram_counts_every_query_once():
-    scores = torch.cat([torch.randn(300), torch.tensor([1e4])])
-    histogram = detection._histogram(scores, scores + 2)
-    assert sum(histogram["benign"]) == sum(histogram["malicious"]) == 301
-    assert len(histogram["edges"]) == detection.BINS + 1 and (np.diff(histogram["edges"]) > 0).all()
-    assert json.loads(json.dumps(histogram)) == histogram
+def test_ranks_count_every_query_once_whatever_the_scale():
+    generator = torch.Generator().manual_seed(0)
+    benign, malicious = torch.randn(4000, generator=generator), torch.randn(300, generator=generator) + 2
+    ranks = detection._ranks(benign, malicious)
+    assert sum(ranks) == 300 and len(ranks) == detection.BINS and json.loads(json.dumps(ranks)) == ranks
+    assert detection._ranks(benign.exp(), malicious.exp()) == ranks
+    middle = (np.arange(detection.BINS) + 0.5) / detection.BINS
+    assert np.average(middle, weights=ranks) == pytest.approx(auroc(benign, malicious), abs=0.01)
+
+
+def test_benign_queries_lie_evenly_among_themselves_and_ties_in_the_middle():
+    benign = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    assert max(detection._ranks(benign, benign)) - min(detection._ranks(benign, benign)) <= 2
+    assert detection._ranks(torch.zeros(10), torch.zeros(7))[detection.BINS // 2] == 7
+    assert detection._ranks(benign, benign + 100)[-1] == 4000
 
 
 def test_a_long_log_is_measured_at_even_distances():
