@@ -2,9 +2,9 @@
 
     python -m course.editions student FOLDER
 
-- student: without solutions; a cell to answer in after each exercise. JupyterLab and Colab know no MyST, so that roles
-  become links and citations, and hints fold by HTML.
-- solution: each solution's code in a cell of its own, its text above it.
+- student: without solutions; a cell to answer in after each exercise, with its check where it has one. JupyterLab and
+  Colab know no MyST, so that roles become links and citations, and hints fold by HTML.
+- solution: each solution's code in a cell of its own, its text above it, its check below.
 - colab: the student edition with links among its chapters, forms for the parameters, a folder of Google Drive for
   trained models if somebody wants one, and a GPU where the chapter trains.
 """
@@ -12,12 +12,16 @@
 import argparse
 import copy
 import re
+import textwrap
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import nbformat
 import yaml
 from nbformat import NotebookNode
+
+if TYPE_CHECKING:
+    from course.check import Check
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("student", "solution", "colab")
@@ -26,6 +30,7 @@ FOLDED = re.compile(r"^:::\{admonition\} (Hint|Solution)\n:class: dropdown\n(.*?
 BOX = re.compile(r"^```\{admonition\} ([^\n]+)\n(?::class: \w+\n)?(.*?)\n```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"^```python\n(.*?)\n```\n?", re.MULTILINE | re.DOTALL)
 EXERCISE = re.compile(r"^(?=\*\*\d+\b)", re.MULTILINE)
+CHAPTER = re.compile(r"^# (\d+)\. ", re.MULTILINE)
 ROLE = re.compile(r"\{(term|cite)\}`([^`<]+?)(?:\s*<([^>]+)>)?`")
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+?)\.(ipynb|md)(#[^)]*)?\)")
 MYST = re.compile(r"\{[\w-]+\}`|^:{3,}|^```\{", re.MULTILINE)
@@ -81,10 +86,10 @@ def edition(chapter: NotebookNode, kind: str, book: Book) -> NotebookNode:
         EditionError: a role or directive that is not understood, a citation or a term that the book does not have.
     """
     made = copy.deepcopy(chapter)
-    made.cells = []
+    made.cells, number = [], chapter_number(chapter)
     for cell in chapter.cells:
         if cell.cell_type == "markdown":
-            made.cells += _text(cell, kind, book)
+            made.cells += _text(cell, number, kind, book)
         elif kind == "colab" and "parameters" in cell.metadata.get("tags", []):
             made.cells.append(copy.deepcopy(cell))
             made.cells[-1].source = _form(cell.source)
@@ -99,18 +104,47 @@ def edition(chapter: NotebookNode, kind: str, book: Book) -> NotebookNode:
 
 
 def with_solutions(chapter: NotebookNode) -> NotebookNode:
-    """The chapter with the code of its solutions in cells at its end, which the page does not show."""
-    made = copy.deepcopy(chapter)
-    for number, code in enumerate(solutions(chapter)):
+    """The chapter with the code of its solutions in cells at its end, which the page does not show; a solution that its
+    exercise's check does not accept is an error there."""
+    made, of = copy.deepcopy(chapter), chapter_number(chapter)
+    for number, codes in solutions(chapter).items():
+        code = "\n".join(codes)
+        if check := check_of(of, number):
+            code += f"\n\nfrom course import check\n\nverdict = {check.call()}\nassert verdict.passed, verdict"
         cell = nbformat.v4.new_code_cell(code, id=f"solution-{number}", metadata={"tags": ["remove-cell"]})
         made.cells.append(cell)
     return made
 
 
-def solutions(chapter: NotebookNode) -> list[str]:
-    """The code of a chapter's solutions, in their order."""
+def solutions(chapter: NotebookNode) -> dict[int, list[str]]:
+    """The pieces of code of each solution in a chapter, by the exercise's number."""
     texts = [cell.source for cell in chapter.cells if cell.cell_type == "markdown"]
-    return [code for text in texts for body in _answers(text) for code in CODE.findall(body)]
+    exercises = [text for source in texts for text in _exercises(source)]
+    answered = {_number(text): [code for body in _answers(text) for code in CODE.findall(body)] for text in exercises}
+    return {number: codes for number, codes in answered.items() if codes}
+
+
+def check_of(chapter: int, exercise: int) -> "Check | None":
+    """The check of an exercise, where it has one."""
+    from course.check import CHECKS  # only here: they need PyTorch, for which a build that runs nothing need not wait
+
+    return CHECKS.get(f"e{chapter:02}{exercise:02}")
+
+
+def chapter_number(chapter: NotebookNode) -> int:
+    """Of its title, "# 4. ..."; 0 where it has none."""
+    titles = [CHAPTER.search(cell.source) for cell in chapter.cells if cell.cell_type == "markdown"]
+    return next((int(title[1]) for title in titles if title), 0)
+
+
+def _exercises(text: str) -> list[str]:
+    """The exercises in a text, each with its hint and its solution."""
+    section = text.partition("## Exercises\n")[2]
+    return EXERCISE.split(re.split(r"(?m)^(?=## )", section, maxsplit=1)[0])[1:]
+
+
+def _number(exercise: str) -> int:
+    return int(re.match(r"\*\*(\d+)", exercise)[1])
 
 
 def _answers(text: str) -> list[str]:
@@ -177,14 +211,14 @@ def _family(name: str) -> str:
     return bare.split(",")[0] if "," in bare else bare.split()[-1]
 
 
-def _text(cell: NotebookNode, kind: str, book: Book) -> list[NotebookNode]:
+def _text(cell: NotebookNode, chapter: int, kind: str, book: Book) -> list[NotebookNode]:
     """A cell of text; exercises are cut apart, each with a cell to answer in, or with its solution."""
     before, heading, rest = cell.source.partition("## Exercises\n")
     exercises, *after = re.split(r"(?m)^(?=## )", rest, maxsplit=1)
     opening, *asked = EXERCISE.split(exercises)
     parts = [("markdown", before + heading + opening)]
     for exercise in asked:
-        parts += _exercise(exercise, kind)
+        parts += _exercise(exercise, chapter, kind)
     parts += [("markdown", text) for text in after]
     cells = []
     for number, (cell_type, text) in enumerate(parts):
@@ -195,18 +229,29 @@ def _text(cell: NotebookNode, kind: str, book: Book) -> list[NotebookNode]:
     return cells
 
 
-def _exercise(text: str, kind: str) -> list[tuple[str, str]]:
+def _exercise(text: str, chapter: int, kind: str) -> list[tuple[str, str]]:
     """One exercise as (type of cell, text)."""
-    number = re.match(r"\*\*(\d+)", text)[1]
+    number = _number(text)
+    check = check_of(chapter, number)
     asked = FOLDED.sub(lambda m: m.group() if m[1] == "Hint" else "", text)
     if kind != "solution":
-        return [("markdown", asked), ("code", f"# your answer to exercise {number}")]
+        return [("markdown", asked), ("code", _stub(number, check))]
     cells = [("markdown", asked)]
     for body in _answers(text):
         words, *rest = CODE.split(body)  # words, code, words, code, ... words
         cells.append(("markdown", f"**Solution to exercise {number}.** {words}"))
         cells += [("code" if i % 2 == 0 else "markdown", part) for i, part in enumerate(rest)]
-    return cells
+    return [*cells, ("code", f"from course import check\n\n{check.call()}")] if check else cells
+
+
+def _stub(number: int, check: "Check | None") -> str:
+    """The cell to answer in."""
+    if check is None:
+        return f"# your answer to exercise {number}"
+    asks = textwrap.wrap(
+        f"Exercise {number}: the answer is {check.asks}.", 96, initial_indent="# ", subsequent_indent="# "
+    )
+    return "\n".join([*asks, "from course import check", "", "answer = ...", check.call()])
 
 
 def _form(source: str) -> str:

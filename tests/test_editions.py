@@ -59,6 +59,11 @@ def chapter(text: str = EXERCISES) -> nbformat.NotebookNode:
     return nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_markdown_cell(text, id="end")])
 
 
+def answers_of(path: Path) -> list[str]:
+    """The code of all solutions in a chapter."""
+    return [code for codes in solutions(nbformat.read(path, as_version=4)).values() for code in codes]
+
+
 def made(kind: str, text: str = EXERCISES) -> list[tuple[str, str]]:
     cells = edition(chapter(text), kind, BOOK).cells
     return [(cell.cell_type, cell.source) for cell in cells]
@@ -69,7 +74,7 @@ def test_every_chapter_has_every_edition(kind, tmp_path):
     written = write(kind, tmp_path)
     assert [path.name for path in written] == [path.name for path in NOTEBOOKS]
     for path, source in zip(written, NOTEBOOKS, strict=True):
-        notebook, answers = nbformat.read(path, as_version=4), solutions(nbformat.read(source, as_version=4))
+        notebook, answers = nbformat.read(path, as_version=4), answers_of(source)
         nbformat.validate(notebook)
         text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
         code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
@@ -134,7 +139,7 @@ def test_solutions_run_behind_the_chapter_and_are_not_shown():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_solution_is_python(path):
-    for code in solutions(nbformat.read(path, as_version=4)):
+    for code in answers_of(path):
         ast.parse(code)
 
 
