@@ -16,11 +16,13 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 from chapters import Build, BuildError, digest, metadata, notebooks, run_chapters, too_many_operations
 from check_pages import check_notebook, check_pages
 
 from course import slides
-from course.editions import EditionError
+from course.editions import EditionError, chapter_number
+from course.quizzes import QuizError, quizzes, with_quizzes
 
 TIERS = ("smoke", "lecture", "paper")
 STATUS_MARKER = "<!-- STATUS TABLE -->"
@@ -38,6 +40,17 @@ def stage(build: Build) -> None:
     ignore = shutil.ignore_patterns("*.ipynb", "*.py", "__pycache__", ".*")
     for name in ("book", "notebooks"):
         shutil.copytree(build.root / name, build.source / name, ignore=ignore, dirs_exist_ok=True)
+
+
+def ask(build: Build, names: list[str]) -> None:
+    """Put the questions of each chapter into its page, which need no run."""
+    for path in (build.source / name for name in names):
+        chapter = nbformat.read(path, as_version=4)
+        try:
+            chapter.cells = with_quizzes(chapter, quizzes(chapter_number(chapter)))
+        except QuizError as error:
+            raise BuildError(f"{path.name}: {error}") from None
+        nbformat.write(chapter, path)
 
 
 def write_generated_pages(build: Build) -> None:
@@ -135,6 +148,7 @@ def build_book(
     print(f"Building the book ({len(names)} notebooks, {build.parameters}) in {build.folder}", flush=True)
     stage(build)
     ran = run_chapters(build, names, jobs)
+    ask(build, names)
     write_generated_pages(build)
     render(build)
     try:

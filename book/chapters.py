@@ -33,7 +33,7 @@ MOST_OPERATIONS = {"smoke": 3e12, "lecture": 5.5e12}
 DECISIVE = (  # what decides the figures of every chapter
     "book/*.py",
     "requirements.txt",
-    "course/*.py",
+    "course/editions.py",
     "samelib/**/*.py",
     "samelib/published/*/*",
     "reproduction/**/*.py",
@@ -90,7 +90,8 @@ def digest(build: Build, *patterns: str) -> str:
     counts by the names, sizes and times of its files: reading gigabytes at every build would be too slow.
     """
     total = hashlib.sha256(json.dumps(build.parameters).encode())
-    for pattern in (*patterns, *DECISIVE):
+    checks = ["course/check/*.py"] if build.tier == "smoke" else []  # solutions run at this tier, see `execute`
+    for pattern in (*patterns, *DECISIVE, *checks):
         for path in sorted(p for p in build.root.glob(pattern) if p.is_file() and "__pycache__" not in p.parts):
             total.update(f"\0{path.relative_to(build.root)}\0".encode() + path.read_bytes())
     folders = [os.environ.get("SAMELIB_DATA"), build.data[5:] if build.data.startswith("path:") else None]

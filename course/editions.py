@@ -20,6 +20,8 @@ import nbformat
 import yaml
 from nbformat import NotebookNode
 
+from course.quizzes import quizzes, with_quizzes
+
 if TYPE_CHECKING:
     from course.check import Check
 
@@ -87,7 +89,7 @@ def edition(chapter: NotebookNode, kind: str, book: Book) -> NotebookNode:
     """
     made = copy.deepcopy(chapter)
     made.cells, number = [], chapter_number(chapter)
-    for cell in chapter.cells:
+    for cell in with_quizzes(chapter, quizzes(number)):
         if cell.cell_type == "markdown":
             made.cells += _text(cell, number, kind, book)
         elif kind == "colab" and "parameters" in cell.metadata.get("tags", []):
@@ -225,7 +227,8 @@ def _text(cell: NotebookNode, chapter: int, kind: str, book: Book) -> list[Noteb
         text = resolve(text, book, cell.id).strip() if cell_type == "markdown" else text
         if text:
             make = nbformat.v4.new_markdown_cell if cell_type == "markdown" else nbformat.v4.new_code_cell
-            cells.append(make(text, id=f"{cell.id}-{number}" if heading else cell.id))
+            name = f"{cell.id}-{number}" if heading else cell.id
+            cells.append(make(text, id=name, metadata=copy.deepcopy(cell.metadata)))
     return cells
 
 

@@ -18,6 +18,7 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from nbformat import NotebookNode
 
 from course.editions import FOLDED, ROOT, Book, resolve
+from course.quizzes import TAG
 
 REVEAL = Path(__file__).with_name("reveal")
 HEADING = re.compile(r"^(#{1,3}) +(.+)$", re.MULTILINE)
@@ -71,7 +72,7 @@ MARKDOWN.use(dollarmath_plugin, renderer=_formula).use(amsmath_plugin)
 
 def slides(chapter: NotebookNode) -> Iterator[Slide]:
     """The slides of a chapter that has been run, in its order."""
-    section, cells = "", chapter.cells
+    section, cells = "", [cell for cell in chapter.cells if TAG not in cell.metadata.get("tags", [])]
     for position, cell in enumerate(cells):
         following = cells[position + 1] if position + 1 < len(cells) else None
         if cell.cell_type == "markdown":

@@ -403,8 +403,7 @@ def _training_helps(label: str) -> Compared:
 OWN_CLAIMS = (
     Claim("Views", "SamePlus detects Knockoff and JBDA better than SAME, from the same trained models (real MNIST)",
           ("mnist-views",), _11, _views_beat(SAME)),
-    Claim("Views", "SamePlus detects Knockoff and JBDA better than the baselines (real MNIST; their rows are of an older "
-          "measurement)",
+    Claim("Views", "SamePlus detects Knockoff and JBDA better than the baselines (real MNIST)",
           ("mnist", "mnist-views"), _11, _views_beat(*BASELINES)),
     Claim("Views", "SamePlus detects Knockoff and JBDA better than SAME and the baselines on real CIFAR-10",
           ("cifar10", "cifar10-views"), _11, _views_beat(SAME, *BASELINES)),

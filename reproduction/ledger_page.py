@@ -40,7 +40,7 @@ is built; nothing on it is typed but the sentences.
 ## The report
 
 **Scope.** We rewrote everything: the detector, three attacks, two baselines. The released code does not run, and the
-attacks were never released. What is judged is real MNIST at the *lecture tier*: three seeds, two processor cores, an
+attacks were never released. What is judged is real MNIST at the *lecture tier*: three seeds, an
 autoencoder that saw 240,000 images where the paper's saw 30 million. CIFAR-10 was measured in part, with other budgets
 and another victim, which judges no figure of the paper (SAME is at chance there on Knockoff). We have not asked the
 authors.
@@ -94,8 +94,8 @@ readings. With many comparisons one in twenty may fail by luck.
 measured; the authors' way of scoring (mask 0) is in the tables of chapter 8. **JBDA** has two readings, because the paper
 leaves open what decides: as it is written, and with direction −, step 0.2, seeds left out. Tables 1 and 2 are judged by
 the reading whose AUROCs lie nearer to the paper's over all detectors; the other one stands in brackets. The tier's
-training was settled after a few trial runs on these very sets, which flatters our side. **Withdrawn** until they are
-measured again: our figures of EDM against JBDA and DFME.
+training was settled after a few trial runs on these very sets, which flatters our side. Rows of one seed may come from
+several machines (each row names its own), whose trainings differ in their rounding.
 """
 
 SMALLER_BUDGETS = """\
