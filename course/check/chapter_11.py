@@ -41,9 +41,9 @@ def e1103(answer, group, plus, scores, disguise):
     expect(after.dtype == torch.uint8, "a service receives 8-bit images: finish with `to_uint8`.")
     expect(not torch.equal(after, before.images), "the images are as they were.")
     expect(not torch.equal(after, disguise(before).images), "that is the chapter's own disguise, pixel by pixel.")
-    distances = torch.cdist(after.flatten(1).float(), group.seeds.images.flatten(1).float())
+    copies = (after[:, None] == group.seeds.images).flatten(2).all(2).any(1)
     expect(
-        (distances == 0).any(1).float().mean() < 0.5,
+        copies.float().mean() < 0.5,
         "those are benign images themselves. A disguise changes the attacker's own, and keeps what they show.",
     )
     expect(
