@@ -7,7 +7,7 @@ import torch
 from course.check.verdict import close, exercise, expect, number, numbers
 from samelib import auroc
 
-FEW = 64  # queries that are scored, so that the check takes a moment
+FEW = 64  # images that are scored, so that the check takes a moment; chance moves their AUROC by some points
 
 
 @exercise("(the e-value of the query, how many such queries reach wealth 1,000)")
@@ -53,7 +53,7 @@ def e1103(answer, group, plus, scores, disguise):
     benign, bare = scores["SamePlus"]["benign"], scores["SamePlus"]["Knockoff"][:FEW]
     bare, yours = number(auroc(benign, bare)), number(auroc(benign, plus.score(after)))
     expect(
-        yours <= max(0.6, bare + 0.05),
+        yours <= max(0.6, bare + 0.1),
         f"SamePlus finds these more easily ({100 * yours:.0f} %) than the images as they were ({100 * bare:.0f} %). What did the "
         "disguise add that no benign image has?",
     )
