@@ -8,14 +8,16 @@ from course.check.verdict import close, exercise, expect, number, numbers
 
 @exercise("the standardised alpha, a number between 0 and 1")
 def e0401(answer, sigma_r, sigma_d):
-    alpha, odds = number(answer), 0.99 / 0.01 * float(sigma_r / sigma_d)
-    expect(
-        not close(alpha, 0.99), "0.99 is the alpha on the raw scale; the standardised one depends on the two spreads."
-    )
-    inverse = 0.99 / 0.01 * float(sigma_d / sigma_r)
-    expect(not close(alpha, inverse / (1 + inverse)), "the ratio of the spreads is upside down.")
-    expect(not close(alpha, odds), "those are the odds; turn them back into a share.")
-    expect(close(alpha, odds / (1 + odds)), "write the odds alpha / (1 - alpha) on both scales: what multiplies them?")
+    alpha, ratio = number(answer), float(sigma_r / sigma_d)
+    odds, inverse = 99 * ratio, 99 / ratio
+    if not close(alpha, odds / (1 + odds)):
+        expect(
+            not close(alpha, 0.99),
+            "0.99 is the alpha on the raw scale; the standardised one depends on the two spreads.",
+        )
+        expect(not close(alpha, inverse / (1 + inverse)), "the ratio of the spreads is upside down.")
+        expect(not close(alpha, odds), "those are the odds; turn them back into a share.")
+        expect(False, "write the odds alpha / (1 - alpha) on both scales: what multiplies them?")
 
 
 @exercise("(AUROC, FPR95)")
