@@ -93,7 +93,8 @@ def _piece(cell: NotebookNode, text: str, number: int) -> NotebookNode:
 
 
 def _cell(questions: list[Question], name: str) -> NotebookNode:
-    texts = ["**Questions.** Choose an answer, then open its letter."]
+    texts = ['<details class="questions"><summary>Questions on this section</summary>']
+    texts.append("Choose an answer, then open its letter.")
     for number, question in enumerate(questions, 1):
         letters = [chr(ord("A") + i) for i in range(len(question.answers))]
         choices = [f"- **{k}** {_line(a.text)}" for k, a in zip(letters, question.answers, strict=True)]
@@ -104,6 +105,7 @@ def _cell(questions: list[Question], name: str) -> NotebookNode:
             texts.append(
                 f'<details class="quiz"><summary>{letter}</summary>\n\n{verdict} {_line(answer.why)}\n\n</details>'
             )
+    texts.append("</details>")
     return nbformat.v4.new_markdown_cell("\n\n".join(texts), id=name, metadata={"tags": [TAG]})
 
 

@@ -44,7 +44,7 @@ def test_questions_stand_at_the_end_of_their_section():
     assert len({cell.id for cell in cells}) == len(cells)
     text = cells[3].source
     assert "**1.** Which?\n\n- **A** a\n- **B** b\n- **C** c\n" in text
-    assert re.findall(r"<summary>(\w)</summary>\n\n(\w+)\. ", text) == [("A", "No"), ("B", "Yes"), ("C", "No")]
+    assert re.findall(r"<summary>([A-Z])</summary>\n\n(\w+)\. ", text) == [("A", "No"), ("B", "Yes"), ("C", "No")]
 
 
 def test_they_are_put_anew_and_not_twice():
