@@ -46,7 +46,7 @@ def e0803(answer, oe, benign, group, budget):
         "the second figure is that of the chapter's `oe`, untouched, on the same proxy images as the first.",
     )
     expect(
-        oracle > ordinary - 0.1,
+        oracle > ordinary - 0.2,  # models of the smoke tier are hardly trained, and may differ by chance
         "a defender who knows the attack should not do worse. Was the first half of the proxy set the outlier set?",
     )
     return f"the choice of outliers was worth {100 * (oracle - ordinary):+.1f} points of AUROC here."
@@ -103,7 +103,7 @@ def e0806(answer, scores, group, budget):
     )
     expect(fits["-"], 'direction "-" is the one of the chapter: its AUROCs are in the table of all detectors.')
     expect(
-        not np.allclose(found["+"], found["-"], atol=1e-6),
+        not np.allclose(found["+"], found["-"], atol=1e-6) or np.isin(right, (0, 1)).all(),
         'both directions have the same figures: change attacks["jbda"]["direction"] before each attack.',
     )
     low = [title for title, area in zip(("OE", "EDM", "SAME"), areas["+"], strict=False) if area < 0.5]

@@ -46,7 +46,10 @@ def e1002(answer):
         f"the strangest queries wait {largest / 200_000:.1f} seconds, and five are asked for.",
     )
     expect(images != 2**most, "the query counts itself: p is at least 1 / (n + 1), not 1 / n.")
-    expect(images != 2 ** (base + most) - 1, "the base is paid by everybody; only b_max depends on the p-value.")
+    expect(
+        base == 0 or images != 2 ** (base + most) - 1,
+        "the base is paid by everybody; only b_max depends on the p-value.",
+    )
     expect(images == 2**most - 1, "how small must the least p-value be for b_max bits on top? Which n gives it?")
     return f"benign users pay {mean:,.0f} hashes on average at most, {1000 * mean / 200_000:.0f} ms."
 
@@ -110,9 +113,9 @@ def e1004(answer):
 @exercise("a function: uint8 images [N, C, H, W] -> the p-value of each among calibration images of the same answer")
 def e1006(answer, detector, victim, group):
     expect(callable(answer), "the answer is a function of images.")
-    images, half = group.benign_test.images[:30], len(group.calibration) // 2
+    images, half = group.benign_test.images[:20], len(group.calibration) // 2
     scores, names = detector.score(images), victim(to_float(images)).argmax(1)
-    named = victim(group.calibration[: 2 * half].pixels()).argmax(1)
+    named = victim(group.calibration[half : 2 * half].pixels()).argmax(1)
 
     def right(named):
         ranks = [
@@ -123,16 +126,16 @@ def e1006(answer, detector, victim, group):
     def fits(values):  # a score that ties but for rounding may be off by a rank
         return np.mean(np.abs(np.array(found) - values) < 1e-3) > 0.9
 
-    found, ranked = numbers(answer(images), len(images)), right(named[half:])
-    expect(not set(found) <= {0.0, 1.0}, "p-values are asked for, not decisions.")
+    found, ranked = numbers(answer(images), len(images)), right(named)
+    expect(fits(ranked) or not set(found) <= {0.0, 1.0}, "p-values are asked for, not decisions.")
     expect(
         fits(ranked) or not fits(detector.p_values_of(scores).cpu().numpy()),
         "those are the p-values among all calibration images, whatever their answer.",
     )
     expect(
-        fits(ranked) or not fits(right(named[:half])),
+        fits(ranked) or not fits(right(victim(group.calibration[:half].pixels()).argmax(1))),
         "the calibration scores are of the second half of the calibration set; name the classes of that half.",
     )
     expect(fits(ranked), "for each class: its queries' scores among the calibration scores of the images named alike.")
-    smallest = int(torch.bincount(named[half:], minlength=group.classes).min())
+    smallest = int(torch.bincount(named, minlength=group.classes).min())
     return f"the smallest class has {smallest} calibration images, so its p-values go down to {1 / (smallest + 1):.3f}."

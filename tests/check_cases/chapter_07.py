@@ -81,7 +81,7 @@ CASES = {
             {k: pair[::-1] for k, pair in RIGHT.items()},
             {k: pair[0] for k, pair in RIGHT.items()},
             RIGHT | {7: RIGHT[1]},
-            RIGHT | {1: RIGHT[7]},
+            RIGHT | {7: (RIGHT[7][0], 9.0)},
             list(RIGHT.values()),
         ],
         (X, Detector()),
