@@ -76,7 +76,8 @@ def slides(chapter: NotebookNode) -> Iterator[Slide]:
     for position, cell in enumerate(cells):
         following = cells[position + 1] if position + 1 < len(cells) else None
         if cell.cell_type == "markdown":
-            for level, heading, body in _sections(cell.source):
+            # Solutions go first: a comment of their code looks like a heading.
+            for level, heading, body in _sections(FOLDED.sub("", cell.source)):
                 section = heading or section
                 if heading:
                     yield from _opened(level, heading, body)
@@ -100,9 +101,9 @@ def _opened(level: int, heading: str, body: str) -> Iterator[Slide]:
         yield Slide(heading, "SAME: detecting model extraction", notes=opening, kind="title")
         yield Slide("What you will learn", learnt.partition("**What you need**")[0])
     elif heading == "Exercises":
-        asked = re.findall(r"^\*\*(\d+[^*]*)\*\*(.*(?:\n(?!\n).*)*)", FOLDED.sub("", body), re.MULTILINE)
+        asked = re.findall(r"^\*\*(\d+[^*]*)\*\*(.*(?:\n(?!\n).*)*)", body, re.MULTILINE)
         lines = [f"- **{name.strip()}** {_first_sentences(text.strip(), 110)}" for name, text in asked]
-        yield Slide(heading, "\n".join(lines), kind="small", notes=FOLDED.sub("", body))
+        yield Slide(heading, "\n".join(lines), kind="small", notes=body)
     elif heading == "Recap":
         yield Slide(heading, body.partition("\n|")[0])
     elif heading not in ("Paper versus ours", "Next"):
