@@ -41,6 +41,9 @@ EXERCISES = """## Exercises
 :::{admonition} Solution
 :class: dropdown
 Secret.
+```python
+# A comment is no heading.
+```
 :::
 
 ## Recap
