@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from course.grade import GradeError, grade
+from samelib.presets import TIERS
 
 
 def main() -> None:
@@ -12,7 +13,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("grade", help="run a student's notebook and say which exercises are right")
     command.add_argument("notebook", type=Path, nargs="+")
-    command.add_argument("--tier", default="smoke", choices=("smoke", "lecture", "paper"), help="default: smoke")
+    command.add_argument("--tier", default="smoke", choices=TIERS, help="default: smoke")
     command.add_argument("--timeout", type=int, default=600, help="seconds that one cell may take (default: 600)")
     command.add_argument("--json", action="store_true", help="a list for a program instead of lines")
     arguments = parser.parse_args()

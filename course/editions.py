@@ -20,7 +20,7 @@ import nbformat
 import yaml
 from nbformat import NotebookNode
 
-from course.quizzes import quizzes, with_quizzes
+from course.quizzes import QuizError, quizzes, with_quizzes
 
 if TYPE_CHECKING:
     from course.check import Check
@@ -85,11 +85,16 @@ def edition(chapter: NotebookNode, kind: str, book: Book) -> NotebookNode:
     """One chapter as an edition, which is one of `KINDS`.
 
     Raises:
-        EditionError: a role or directive that is not understood, a citation or a term that the book does not have.
+        EditionError: a role or directive that is not understood, a citation or a term that the book does not have;
+            questions that cannot be used.
     """
     made = copy.deepcopy(chapter)
     made.cells, number = [], chapter_number(chapter)
-    for cell in with_quizzes(chapter, quizzes(number)):
+    try:
+        source = with_quizzes(chapter, quizzes(number))
+    except QuizError as error:
+        raise EditionError(str(error)) from None
+    for cell in source:
         if cell.cell_type == "markdown":
             made.cells += _text(cell, number, kind, book)
         elif kind == "colab" and "parameters" in cell.metadata.get("tags", []):
@@ -121,7 +126,7 @@ def with_solutions(chapter: NotebookNode) -> NotebookNode:
 def solutions(chapter: NotebookNode) -> dict[int, list[str]]:
     """The pieces of code of each solution in a chapter, by the exercise's number."""
     texts = [cell.source for cell in chapter.cells if cell.cell_type == "markdown"]
-    exercises = [text for source in texts for text in _exercises(source)]
+    exercises = [text for source in texts for text in _cut(source)[1]]
     answered = {_number(text): [code for body in _answers(text) for code in CODE.findall(body)] for text in exercises}
     return {number: codes for number, codes in answered.items() if codes}
 
@@ -139,10 +144,13 @@ def chapter_number(chapter: NotebookNode) -> int:
     return next((int(title[1]) for title in titles if title), 0)
 
 
-def _exercises(text: str) -> list[str]:
-    """The exercises in a text, each with its hint and its solution."""
-    section = text.partition("## Exercises\n")[2]
-    return EXERCISE.split(re.split(r"(?m)^(?=## )", section, maxsplit=1)[0])[1:]
+def _cut(text: str) -> tuple[str, list[str], list[str]]:
+    """What stands above the first exercise of a text; the exercises, each with its hint and its solution; the sections
+    below them. A text without exercises is all above."""
+    before, heading, rest = text.partition("## Exercises\n")
+    exercises, *below = re.split(r"(?m)^(?=## )", rest, maxsplit=1)
+    opening, *asked = EXERCISE.split(exercises)
+    return before + heading + opening, asked, below
 
 
 def _number(exercise: str) -> int:
@@ -215,19 +223,17 @@ def _family(name: str) -> str:
 
 def _text(cell: NotebookNode, chapter: int, kind: str, book: Book) -> list[NotebookNode]:
     """A cell of text; exercises are cut apart, each with a cell to answer in, or with its solution."""
-    before, heading, rest = cell.source.partition("## Exercises\n")
-    exercises, *after = re.split(r"(?m)^(?=## )", rest, maxsplit=1)
-    opening, *asked = EXERCISE.split(exercises)
-    parts = [("markdown", before + heading + opening)]
-    for exercise in asked:
+    above, exercises, below = _cut(cell.source)
+    parts = [("markdown", above)]
+    for exercise in exercises:
         parts += _exercise(exercise, chapter, kind)
-    parts += [("markdown", text) for text in after]
+    parts += [("markdown", text) for text in below]
     cells = []
     for number, (cell_type, text) in enumerate(parts):
         text = resolve(text, book, cell.id).strip() if cell_type == "markdown" else text
         if text:
             make = nbformat.v4.new_markdown_cell if cell_type == "markdown" else nbformat.v4.new_code_cell
-            name = f"{cell.id}-{number}" if heading else cell.id
+            name = f"{cell.id}-{number}" if exercises else cell.id
             cells.append(make(text, id=name, metadata=copy.deepcopy(cell.metadata)))
     return cells
 

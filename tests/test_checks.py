@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from check_cases import Case
 
 from course import check
@@ -49,8 +50,6 @@ def test_a_verdict_is_text_and_data():
 
 
 def test_numbers_are_read_from_what_people_have():
-    import torch
-
     assert (
         numbers({"a": 1, "b": torch.tensor(2.0)}) == numbers((1, 2)) == numbers(torch.tensor([1.0, 2.0])) == [1.0, 2.0]
     )

@@ -112,6 +112,12 @@ def test_what_no_edition_can_show_is_an_error(text):
         made("student", text)
 
 
+def test_questions_for_a_section_that_is_not_there_are_an_error(monkeypatch):
+    monkeypatch.setattr("course.editions.quizzes", lambda chapter: {"Nowhere": []})
+    with pytest.raises(EditionError, match="Nowhere"):
+        made("student")
+
+
 def test_a_box_becomes_a_quotation():
     assert resolve("```{admonition} Care\n:class: tip\na\n\nb\n```", BOOK, "x") == "> **Care**\n>\n> a\n> \n> b"
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from course.check.verdict import close, exercise, expect, number, numbers
+from course.check.verdict import close, exercise, expect, expect_shares, number, numbers
 from samelib import auroc
 from samelib.metrics import mean_interval
 
@@ -15,7 +15,7 @@ def e0101(answer, small, doors, loot, invented):
     expect(isinstance(answer, (tuple, list)) and len(answer) == 2, "two things are asked for: fidelity and counts.")
     log, classes = doors["Knockoff"].log.answers, doors["Knockoff"].log.answers.shape[1]
     fidelity, counts = number(answer[0]), np.array(numbers(answer[1], classes))
-    expect(0 <= fidelity <= 1, "give the fidelity as a share between 0 and 1, not in percent.")
+    expect_shares(fidelity)
     expect(
         not close(counts.sum(), 1), "count the answers that name each class; you have divided by how many there are."
     )
@@ -74,7 +74,7 @@ def e0103(answer):
 def e0104(answer, invented, repeated):
     honest, copy = numbers(answer, 2)
     right = float((invented == repeated).float().mean())
-    expect(0 <= honest <= 1 and 0 <= copy <= 1, "give shares between 0 and 1, not percent.")
+    expect_shares(honest, copy)
     expect(
         close(copy, right, absolute=0.001) or not close(honest, right, absolute=0.001), "the honest model comes first."
     )
@@ -99,7 +99,7 @@ def e0105(answer, told):
         for name in ("Knockoff", "noise"):
             expect(name in answer[score], f"{score}: the AUROC of {name} is missing.")
             found, right = number(answer[score][name]), auroc(scores["benign"], scores[name])
-            expect(0 <= found <= 1, "give each AUROC as a share between 0 and 1, not in percent.")
+            expect_shares(found)
             if not close(found, right, absolute=0.02):
                 expect(
                     not close(found, 1 - right, absolute=0.02),

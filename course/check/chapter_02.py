@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from course.check.verdict import close, exercise, expect, number, numbers
+from course.check.verdict import close, exercise, expect, expect_shares, number, numbers
 from samelib import auroc
 from samelib.models.mae import patchify, visible_count
 from samelib.precision import autocast
@@ -15,9 +15,7 @@ def e0201(answer, queries):
     right = {name: auroc(brightness["benign"], b) for name, b in brightness.items() if name != "benign"}
     expect(isinstance(answer, dict) and set(right) <= set(answer), f"an AUROC for each of {', '.join(right)}.")
     found = {name: number(answer[name]) for name in right}
-    expect(
-        all(0 <= value <= 1 for value in found.values()), "give each AUROC as a share between 0 and 1, not in percent."
-    )
+    expect_shares(*found.values())
     wrong = [name for name in right if not close(found[name], right[name], absolute=0.005)]
     turned = all(close(found[name], 1 - right[name], absolute=0.005) for name in wrong)
     expect(
@@ -182,6 +180,6 @@ def _near(found: np.ndarray, right: np.ndarray) -> bool:
 
 
 def _errors_and_areas(errors: list[float], areas: list[float]) -> None:
-    expect(all(0 <= area <= 1 for area in areas), "give each AUROC as a share between 0 and 1, not in percent.")
+    expect_shares(*areas)
     expect(all(error > 0 for error in errors), "a squared error is above zero.")
     expect(all(error < 4 for error in errors), "4 is the largest squared error of a pixel: take the mean, not the sum.")

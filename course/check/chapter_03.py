@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from course.check.verdict import close, exercise, expect, number, numbers
+from course.check.verdict import close, exercise, expect, expect_shares, number, numbers
 from reproduction.author_code import ALL_FAULTS, BATCH_STATISTICS, KL, LABELS
 from samelib.detectors.same import deviation
 from samelib.models.classifiers import predict
@@ -57,7 +57,7 @@ def e0303(answer, areas):
     steps = [sign * step for step in (0.05, 0.1, 0.2, 0.4) for sign in (1, -1)]
     expect(isinstance(answer, dict) and set(steps) <= set(answer), f"two figures for each of the steps {steps}.")
     found = {step: numbers(answer[step], 2) for step in steps}
-    _shares(*(area for pair in found.values() for area in pair))
+    expect_shares(*(area for pair in found.values() for area in pair))
     plus, minus = ([area / 100 for area, *_ in areas[f"perturbed {sign}"]] for sign in "+−")
     for step, right, other in ((0.1, plus, minus), (-0.1, minus, plus)):
         pair = found[step]
@@ -127,7 +127,7 @@ def e0305(answer, victim, queries, areas):
     expect((p.argmax(1) == right.argmax(1)).all(), "the function should name the class that the victim names.")
     expect(isinstance(found, dict) and set(areas) <= set(found), f"an AUROC for each of {', '.join(areas)}.")
     values = [number(found[kind]) for kind in areas]
-    _shares(*values)
+    expect_shares(*values)
     above = [area / 100 for _, (area, *_) in areas.values()]
     expect(not _near(values, above), "this is the table above. Fit a detector for the victim that names classes only.")
     return f"d has {found['perturbed +']:.1%} for the plus step, {areas['perturbed +'][1][0]:.1f} % in the table above."
@@ -141,7 +141,7 @@ def e0306(answer, malicious):
         isinstance(answer, dict) and {"none", ALL_FAULTS} <= set(answer), f'"none" and {ALL_FAULTS!r} are asked for.'
     )
     found = {fault: [numbers(kinds[kind], 2) for kind in malicious] for fault, kinds in answer.items()}
-    _shares(*(area for pairs in found.values() for pair in pairs for area in pair))
+    expect_shares(*(area for pairs in found.values() for pair in pairs for area in pair))
     r, d = ({fault: [pair[term] for pair in pairs] for fault, pairs in found.items()} for term in (0, 1))
     alone = set(found) - {"none", ALL_FAULTS}
     expect(alone, "try some faults alone as well, to see which one costs most.")
@@ -168,7 +168,3 @@ def _walk(perturb, model: torch.nn.Module, x: torch.Tensor, classes: torch.Tenso
 
 def _near(found: list[float], right: list[float]) -> bool:
     return all(close(*pair, relative=0.01, absolute=5e-4) for pair in zip(found, right, strict=True))
-
-
-def _shares(*areas: float) -> None:
-    expect(all(0 <= area <= 1 for area in areas), "give each AUROC as a share between 0 and 1, not in percent.")

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.stats import binom
 
-from course.check.verdict import close, exercise, expect, number, numbers
+from course.check.verdict import close, exercise, expect, expect_shares, number, numbers
 
 
 @exercise("the standardised alpha, a number between 0 and 1")
@@ -68,7 +68,7 @@ def e0404(answer):
 def e0405(answer, scores, thresholds):
     expect(isinstance(answer, dict) and set(answer) == {"least suspicious", "random"}, "name the two substitutes.")
     (low, low_fidelity), (high, fidelity) = (numbers(answer[name], 2) for name in ("least suspicious", "random"))
-    expect(all(0 <= v <= 1 for v in (low, low_fidelity, high, fidelity)), "give shares between 0 and 1, not percent.")
+    expect_shares(low, low_fidelity, high, fidelity)
     knockoff = scores["knockoff"].sort().values.cpu().numpy()
     right = (knockoff[: len(knockoff) // 3] > thresholds[0.05]).mean()
     most = (knockoff > thresholds[0.05]).mean()

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from course.check.verdict import close, exercise, expect, number, numbers
+from course.check.verdict import close, exercise, expect, expect_shares, number, numbers
 from samelib.attacks.jbda import jacobian_step
 
 
@@ -102,7 +102,7 @@ def e0605(answer):
 def e0606(answer, victim, group, thieves):
     expect(isinstance(answer, dict) and set(answer) == {"pixels", "blocks"}, 'name the two: "pixels" and "blocks".')
     found = {name: numbers(figures, 3) for name, figures in answer.items()}
-    expect(all(0 <= v <= 1 for _, *areas in found.values() for v in areas), "give AUROCs between 0 and 1, not percent.")
+    expect_shares(*(area for _, *areas in found.values() for area in areas))
     x, model = group.seeds.pixels(), thieves["-"].kept[0][1]
     usual = victim(x)
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from course.check.verdict import close, exercise, expect, number, numbers
+from course.check.verdict import close, exercise, expect, expect_shares, number, numbers
 from samelib.attacks.dfme import recover_logits
 
 
@@ -60,7 +60,7 @@ def e0703(answer):
 def e0704(answer, true_logits):
     expect(len(answer) == 2, "give the recovered logits and the fidelity.")
     logits, fidelity = numbers(answer[0]), number(answer[1])
-    expect(0 <= fidelity <= 1, "give the fidelity as a share between 0 and 1, not percent.")
+    expect_shares(fidelity)
     expect(len(logits) == 4, "the answer by hand has four classes: four logits.")
     probabilities = true_logits.softmax(1)
     kept = (1_000 * probabilities).round() / 1_000
@@ -114,7 +114,7 @@ def e0705(answer, x, detector):
 def e0706(answer, victim, real):
     expect(len(answer) == 2, "give the fidelity and the counts.")
     fidelity, counts = number(answer[0]), np.array(numbers(answer[1]))
-    expect(0 <= fidelity <= 1, "give the fidelity as a share between 0 and 1, not percent.")
+    expect_shares(fidelity)
     expect(len(counts) == victim.classes, f"a count for each of the {victim.classes} classes.")
     expect(not close(counts.sum(), 1), "count the answers; shares do not tell how many there were.")
     expect(

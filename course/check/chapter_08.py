@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from course.check.verdict import close, exercise, expect, number, numbers
+from course.check.verdict import close, exercise, expect, expect_shares, number, numbers
 from samelib import accuracy, auroc
 
 
@@ -34,7 +34,7 @@ def e0802(answer):
 @exercise("(AUROC of outlier exposure that knows the proxy set, AUROC of `oe`), on the second half of the proxy set")
 def e0803(answer, oe, benign, group, budget):
     oracle, ordinary = numbers(answer, 2)
-    expect(all(0 <= v <= 1 for v in (oracle, ordinary)), "give AUROCs between 0 and 1, not percent.")
+    expect_shares(oracle, ordinary)
     rest = group.proxy[len(group.proxy) // 2 :][:budget].images
     right = auroc(oe.score(benign), oe.score(rest))
     expect(
@@ -56,7 +56,7 @@ def e0803(answer, oe, benign, group, budget):
 def e0804(answer, owners, tests):
     expect(isinstance(answer, dict) and set(answer) == set(owners), f"name the victims: {', '.join(owners)}.")
     copies = {title: numbers(copy, 2) for title, copy in answer.items()}
-    expect(all(0 <= v <= 1 for copy in copies.values() for v in copy), "give shares between 0 and 1, not percent.")
+    expect_shares(*(v for copy in copies.values() for v in copy))
     for title, (right, agrees) in copies.items():
         # Where the victim is right, a copy is right exactly where it agrees.
         wrong = 1 - accuracy(owners[title](tests.pixels()), tests.labels)
@@ -91,7 +91,7 @@ def e0805(answer):
 def e0806(answer, scores, group, budget):
     expect(isinstance(answer, dict) and set(answer) == {"+", "-"}, 'name the two directions, "+" and "-".')
     areas = {direction: numbers(answer[direction], 4) for direction in "+-"}
-    expect(all(0 <= v <= 1 for row in areas.values() for v in row), "give AUROCs between 0 and 1, not percent.")
+    expect_shares(*(area for row in areas.values() for area in row))
     right = np.array([auroc(scores[title]["benign"], scores[title]["jbda"]) for title in ("OE", "EDM", "SAME")])
     found = {direction: np.array(row[:3]) for direction, row in areas.items()}
     fits = {direction: np.allclose(row, right, atol=0.06) for direction, row in found.items()}

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 from sklearn.metrics import average_precision_score
 
-from course.check.verdict import close, exercise, expect, number, numbers
+from course.check.verdict import close, exercise, expect, expect_shares, number, numbers
 
 
 @exercise("the number of seeds, in all")
@@ -87,7 +87,7 @@ def e0905(answer, attacks, area):
     for row in answer.values():
         expect(isinstance(row, dict) and set(row) == set(attacks), f"each row names the attacks: {', '.join(attacks)}.")
     answers, labels = (np.array(numbers([answer[row][kind] for kind in attacks])) for row in ("answers", "labels"))
-    expect(((answers >= 0) & (labels >= 0) & (answers <= 1) & (labels <= 1)).all(), "give shares, not percent.")
+    expect_shares(*answers, *labels)
 
     def fits(found, how="mask 0", alpha=0.5):
         return np.allclose(found, [area(how, kind, alpha) for kind in attacks], atol=0.005)

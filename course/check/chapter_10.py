@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from course.check.verdict import close, exercise, expect, numbers
+from course.check.verdict import close, exercise, expect, expect_shares, numbers
 from samelib.data.image_set import to_float
 from samelib.detectors.base import conformal_p_values
 
@@ -61,7 +61,7 @@ def e1003(answer, answered, group, most):
     needed = min(len(group.proxy), most / share)
     expect(answers <= queries, "no more answers than queries: which figure is which?")
     expect(queries <= len(group.proxy), f"the proxy set has {len(group.proxy):,} images, and Knockoff sends each once.")
-    expect(0 <= fidelity <= 1, "give the fidelity as a share, not in percent.")
+    expect_shares(fidelity)
     expect(
         queries > most or needed < 1.02 * most, f"{most} queries were the unguarded thief's: the patient one asks more."
     )

@@ -99,6 +99,11 @@ def expect(condition: Any, hint: str) -> None:
         raise Wrong(hint)
 
 
+def expect_shares(*values: float) -> None:
+    """Raises `Wrong` where one of them is no share, as percent are not."""
+    expect(all(0 <= value <= 1 for value in values), "give shares between 0 and 1, not percent.")
+
+
 def number(answer: Any) -> float:
     """A number of Python, NumPy or PyTorch as a float.
 
