@@ -16,6 +16,9 @@ TINY_MAE = MAESettings(patch=7, width=24, depth=1, heads=2, decoder_depth=1, dec
 TINY_TRAIN = TrainSettings(epochs=1, batch=64, lr=1e-3)
 TINY_SAME = SameSettings(TINY_MAE, TrainSettings(8, 32, 3e-3), "conv3", TINY_TRAIN, passes=2, views=1)
 
+# Figures that tests compare must not depend on how busy the machine is at which moment (see samelib.precision).
+os.environ.setdefault("SAMELIB_PRECISION", "float32")
+
 LONGEST = ("test_reproduce.py", "test_book.py")
 
 
