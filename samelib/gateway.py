@@ -63,12 +63,19 @@ class Defence:
         self.victim, self.detector = victim, detector
         self.response = None if response is None else response.prepare(detector)
 
-    def judge(self, images: Tensor, paid: Tensor | None = None, accounts: Sequence[str] | None = None) -> Verdict:
+    def judge(
+        self,
+        images: Tensor,
+        paid: Tensor | None = None,
+        accounts: Sequence[str] | None = None,
+        answers: Tensor | None = None,
+    ) -> Verdict:
         """What becomes of images [N, C, H, W], uint8 or float in [-1, 1].
 
         Args:
             paid: bool [N]: queries whose work is done already are answered, and not scored again.
             accounts: who sent each image; `BanAccount` needs it.
+            answers: the victim's probabilities [N, K], where it was asked already; else it is asked now.
 
         Raises:
             TypeError, ValueError: the images are not what the victim takes (see `check_queries`), or there is not one
@@ -79,7 +86,7 @@ class Defence:
         queries = to_uint8(x)
         if self.response is not None and self.response.by_account and len(accounts or ()) != len(x):
             raise ValueError(f"{len(x)} images came with {len(accounts or ())} accounts; say who sent each image")
-        answers = self.victim(x)
+        answers = self.victim(x) if answers is None else self.victim.checked(answers.float(), len(x))
         refused, bits = torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.int64)
         if self.detector is None:
             return Verdict(queries, answers, None, None, refused, bits)

@@ -219,6 +219,15 @@ class Victim:
         model.eval().requires_grad_(False)
         return cls(partial(predict, model), tuple(image_shape), classes, model, architecture)
 
+    @classmethod
+    def elsewhere(cls, image_shape: tuple[int, int, int], classes: int) -> "Victim":
+        """A model that another server asks: its answers are brought along to `Defence.judge`."""
+
+        def answer(_: Tensor) -> Tensor:
+            raise RuntimeError("this victim answers elsewhere and cannot be asked here; bring its answers along")
+
+        return cls(answer, image_shape, classes)
+
     def save(self, folder: Path | str, **card) -> None:
         """Writes the model as one folder: safetensors and a JSON card, to which `card` is added.
 
@@ -255,8 +264,12 @@ class Victim:
         """
         with torch.no_grad():  # in batches: whatever answers need not take a whole data set at once
             answer = torch.cat([torch.as_tensor(self.answer(part)).float() for part in x.split(BATCH)])
-        if tuple(answer.shape) != (len(x), self.classes):
-            raise ValueError(f"the victim answered {list(answer.shape)}, expected [{len(x)}, {self.classes}]")
+        return self.checked(answer, len(x))
+
+    def checked(self, answer: Tensor, count: int) -> Tensor:
+        """The answers to so many images, if they are [count, K] probabilities (ValueError where they are not)."""
+        if tuple(answer.shape) != (count, self.classes):
+            raise ValueError(f"the victim answered {list(answer.shape)}, expected [{count}, {self.classes}]")
         if not torch.isfinite(answer).all():
             raise ValueError("the victim answered NaN or infinite values")
         if answer.min() < -1e-4 or (answer.sum(1) - 1).abs().max() > 1e-2:

@@ -1,22 +1,14 @@
 """The HTTP side of a defended prediction service: routes, errors, metrics (extra `samelib[serve]`)."""
 
 import asyncio
-import time
-from collections.abc import Iterable
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-import numpy as np
-import torch
 from fastapi import Depends, FastAPI, Form, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import APIKeyHeader
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
 from torch import Tensor
 
 from samelib import __version__
@@ -26,71 +18,10 @@ from samelib.models.classifiers import Victim
 from samelib.responses import Response as DefenceResponse
 from samelib.service import schema
 from samelib.service.guard import Guard, Reply
-from samelib.service.intake import API_KEY, ApiError, BodyLimits, Limits, decode_image
+from samelib.service.intake import API_KEY, ApiError, BodyLimits, Limits, decode_images
+from samelib.service.metrics import CountRequests, Metrics, Outcome
 from samelib.service.open_inference import open_inference
 from samelib.service.stamps import StampOffice
-
-
-class Metrics:
-    """What Prometheus reads at /metrics. No label comes from a client."""
-
-    def __init__(self, guard: Guard):
-        self.registry = CollectorRegistry()
-        self.requests = Counter("samelib_requests", "Requests by HTTP status", ["status"], registry=self.registry)
-        self.images = Counter("samelib_images", "Images by what became of them", ["outcome"], registry=self.registry)
-        self.stamps = Counter("samelib_refused_stamps", "Refused stamps by reason", ["reason"], registry=self.registry)
-        self.seconds = Histogram(
-            "samelib_request_seconds", "From the headers of a request to its answer", registry=self.registry
-        )
-        self.p_values = Histogram(
-            "samelib_p_value", "Conformal p-values: even between 0 and 1 where all queries are benign",
-            buckets=(0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0), registry=self.registry,
-        )  # fmt: skip
-        waiting = Gauge("samelib_queue_images", "Images that wait or are in work", registry=self.registry)
-        waiting.set_function(lambda: guard.batcher.pending)
-        spent = Gauge("samelib_spent_stamps", "Spent stamps that are remembered", registry=self.registry)
-        spent.set_function(lambda: len(guard.office.spent))
-        self.registry.register(Bans(guard))
-
-    def count(self, replies: list[Reply]) -> None:
-        for reply in replies:
-            self.images.labels(reply.status).inc()
-            if reply.p_value is not None:
-                self.p_values.observe(reply.p_value)
-
-
-class Bans(Collector):
-    """Counts the bans of this process for Prometheus."""
-
-    def __init__(self, guard: Guard):
-        self._guard = guard
-
-    def collect(self) -> Iterable[CounterMetricFamily]:
-        bans = self._guard.accounts.bans if self._guard.accounts else 0
-        yield CounterMetricFamily("samelib_bans", "Accounts that this process banned", value=bans)
-
-
-class CountRequests:
-    """ASGI middleware: how many POST requests ended with which status, and after how many seconds."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics):
-        self._app, self._metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
-            return await self._app(scope, receive, send)
-        start, status = time.perf_counter(), 500  # an unexpected error is answered further out
-
-        async def noting(message):
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noting)
-        finally:
-            self._metrics.requests.labels(status).inc()
-            self._metrics.seconds.observe(time.perf_counter() - start)
 
 
 def create_app(
@@ -122,16 +53,14 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI):
         await asyncio.to_thread(guard.warm_up)
-        guard.batcher.start()
         yield
-        await guard.batcher.close()
-        guard.office.spent.close()
+        await guard.close()
 
     # For /docs alone: the guard reads the key, and says more than FastAPI does of one that is missing.
     key_in_docs = APIKeyHeader(name=API_KEY, auto_error=False) if guard.accounts else lambda: None
 
     async def admitted(request: Request, _: Annotated[str | None, Depends(key_in_docs)]) -> str:
-        return await guard.admit(request.headers)
+        return await guard.admit(request)
 
     async def reply(images: Tensor, stamps: list[str], account: str) -> list[Reply]:
         try:
@@ -140,7 +69,7 @@ def create_app(
             if error.status == 403:
                 metrics.stamps.labels(error.code).inc()
             raise
-        metrics.count(replies)
+        metrics.count(Outcome(reply.status, reply.p_value) for reply in replies)
         return replies
 
     app = FastAPI(
@@ -161,7 +90,7 @@ def create_app(
         form: Annotated[ImageForm, Form(media_type="multipart/form-data")], account: Annotated[str, Depends(admitted)]
     ) -> schema.Results:
         files = [await file.read() for file in form.image]
-        images = await asyncio.to_thread(_decoded, files, victim.image_shape)
+        images = await asyncio.to_thread(decode_images, files, victim.image_shape)
         return schema.Results(results=[r._asdict() for r in await reply(images, form.stamp, account)])
 
     @app.get("/v1/model", summary="What the service takes and names")
@@ -170,7 +99,7 @@ def create_app(
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def prometheus():
-        return Response(generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return metrics.page()
 
     app.include_router(open_inference(admitted, reply, victim, limits.images, name))
     app.add_middleware(BodyLimits, limits=limits)
@@ -181,10 +110,6 @@ def create_app(
     app.add_exception_handler(Exception, _unexpected)
     app.state.limits = limits
     return app
-
-
-def _decoded(files: list[bytes], shape: tuple[int, int, int]) -> Tensor:
-    return torch.from_numpy(np.stack([decode_image(data, shape, index) for index, data in enumerate(files)]))
 
 
 async def _api_error(_: Request, error: ApiError) -> JSONResponse:

@@ -16,12 +16,14 @@ class QueueFull(RuntimeError):
 
 @dataclass
 class Job:
-    """One request: its images, whether each is paid for, who sent it, and where its results go."""
+    """One request: its images and what else there is of each, who sent it, and where its results go."""
 
-    images: Tensor
-    paid: Tensor
+    columns: tuple[Tensor, ...]
     account: str
     done: asyncio.Future
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
 
 
 class Batcher:
@@ -29,12 +31,12 @@ class Batcher:
     order.
 
     Args:
-        compute: images uint8 [N, C, H, W], bool [N] and N accounts -> tensors of N rows each.
+        compute: N accounts, and tensors of N rows each as `submit` took them -> tensors of N rows each.
         most_images: of one batch, and so of one request.
         capacity: images that may wait or be in work.
     """
 
-    def __init__(self, compute: Callable[[Tensor, Tensor], tuple[Tensor, ...]], most_images: int, capacity: int):
+    def __init__(self, compute: Callable[..., tuple[Tensor, ...]], most_images: int, capacity: int):
         self._compute, self.most_images, self.capacity = compute, most_images, capacity
         self.pending = 0  # images that wait or are in work
         self._waiting: deque[Job] = deque()
@@ -42,27 +44,27 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, "samelib-model")
         self._pump: asyncio.Task | None = None
 
-    def start(self) -> None:
-        self._pump = asyncio.create_task(self._run())
-
     async def close(self) -> None:
         """Finishes what was taken, then stops."""
         while self.pending:
             await asyncio.sleep(0.01)
-        self._pump.cancel()
+        if self._pump:
+            self._pump.cancel()
         self._thread.shutdown()
 
-    async def submit(self, images: Tensor, paid: Tensor, account: str) -> tuple[Tensor, ...]:
-        """The rows of these images. A caller that is cancelled leaves its place in the queue to be skipped.
+    async def submit(self, account: str, *columns: Tensor) -> tuple[Tensor, ...]:
+        """The rows of the images of one request: uint8 [N, C, H, W], and what else there is of each. A caller that is
+        cancelled leaves its place in the queue to be skipped.
 
         Raises:
             QueueFull: at once.
             Exception: whatever `compute` raised.
         """
-        if self.pending + len(images) > self.capacity:
+        job = Job(columns, account, asyncio.get_running_loop().create_future())
+        if self.pending + len(job) > self.capacity:
             raise QueueFull(f"{self.pending} images are waiting, the queue takes {self.capacity}")
-        job = Job(images, paid, account, asyncio.get_running_loop().create_future())
-        self.pending += len(images)
+        self._pump = self._pump or asyncio.create_task(self._run())  # the first request knows the loop
+        self.pending += len(job)
         self._waiting.append(job)
         self._wake.set()
         return await job.done
@@ -75,31 +77,30 @@ class Batcher:
             if not jobs:
                 self._wake.clear()
                 continue
-            images, paid = torch.cat([job.images for job in jobs]), torch.cat([job.paid for job in jobs])
-            accounts = [job.account for job in jobs for _ in job.images]
+            accounts = [job.account for job in jobs for _ in range(len(job))]
             try:
-                columns = await loop.run_in_executor(self._thread, self._compute, images, paid, accounts)
+                columns = [torch.cat(parts) for parts in zip(*(job.columns for job in jobs), strict=True)]
+                results = await loop.run_in_executor(self._thread, self._compute, accounts, *columns)
             except Exception as error:
                 for job in jobs:
                     if not job.done.done():
                         job.done.set_exception(error)
             else:
-                sizes = [len(job.images) for job in jobs]
-                parts = zip(*(column.split(sizes) for column in columns), strict=True)
+                parts = zip(*(result.split(list(map(len, jobs))) for result in results), strict=True)
                 for job, rows in zip(jobs, parts, strict=True):
                     if not job.done.done():
                         job.done.set_result(rows)
             finally:
-                self.pending -= len(images)
+                self.pending -= len(accounts)
 
     def _next_batch(self) -> list[Job]:
         """The oldest requests, as many as fit into a batch; those that nobody waits for any more are dropped."""
         jobs, room = [], self.most_images
-        while self._waiting and len(self._waiting[0].images) <= room:
+        while self._waiting and len(self._waiting[0]) <= room:
             job = self._waiting.popleft()
             if job.done.done():
-                self.pending -= len(job.images)
+                self.pending -= len(job)
                 continue
             jobs.append(job)
-            room -= len(job.images)
+            room -= len(job)
         return jobs

@@ -2,10 +2,12 @@
 
 import asyncio
 import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from starlette.datastructures import Headers
+from starlette.requests import Request
 from torch import Tensor
 
 from samelib.accounts import AccountBook, AccountsFull
@@ -39,42 +41,54 @@ class Guard:
         defence: victim, detector and response.
         office: gives out challenges and takes stamps; by default one whose secret dies with it.
         limits: of a batch, of the queue, and of the wait for an answer.
+        account: who sends a request, where the response goes by accounts.
 
     Attributes:
         accounts: where the response keeps accounts; None: it does not go by them.
     """
 
-    def __init__(self, defence: Defence, office: StampOffice | None, limits: Limits):
-        self._defence, self._seconds = defence, limits.answer_seconds
+    def __init__(
+        self,
+        defence: Defence,
+        office: StampOffice | None,
+        limits: Limits,
+        account: Callable[[Request], str] = api_key,
+    ):
+        self._defence, self._seconds, self._account = defence, limits.answer_seconds, account
         self.office = office or StampOffice(secrets.token_bytes(32))
         response = defence.response
         self.accounts: AccountBook | None = response.accounts if response and response.by_account else None
         self.batcher = Batcher(self._judge, limits.images, limits.queue)
 
-    def _judge(self, images: Tensor, paid: Tensor, accounts: list[str]) -> tuple[Tensor, ...]:
+    def _judge(self, accounts: list[str], images: Tensor, paid: Tensor, answers: Tensor | None = None):
         """Answers [N, K], p-values [N] (NaN where nothing was scored), refused [N] and bits [N], in the model's thread."""
-        verdict = self._defence.judge(images, paid, accounts)
+        verdict = self._defence.judge(images, paid, accounts, answers)
         p_values = torch.full([len(images)], torch.nan) if verdict.p_values is None else verdict.p_values
         return tuple(part.cpu() for part in (verdict.answers, p_values, verdict.refused, verdict.bits))
 
-    def warm_up(self) -> None:
+    def warm_up(self, ask: bool = True) -> None:
         """Judges the smallest and the largest batch once: the first user does not pay for what is loaded lazily.
 
         Without the response: these are nobody's queries.
-        """
-        defence = Defence(self._defence.victim, self._defence.detector)
-        for count in (1, self.batcher.most_images):
-            defence.judge(torch.zeros(count, *defence.victim.image_shape, dtype=torch.uint8))
 
-    async def admit(self, headers: Headers) -> str:
+        Args:
+            ask: the victim too; else its answers are made up, because it is elsewhere.
+        """
+        victim = self._defence.victim
+        for count in (1, self.batcher.most_images):
+            images = torch.zeros(count, *victim.image_shape, dtype=torch.uint8)
+            answers = None if ask else torch.full([count, victim.classes], 1 / victim.classes)
+            Defence(victim, self._defence.detector).judge(images, answers=answers)
+
+    async def admit(self, request: Request) -> str:
         """The account of a request, before anything is computed for it; "" where the response goes by none.
 
         Raises:
-            ApiError: 400 or 401 for its key (see `api_key`), 403 for a banned account.
+            ApiError: 403 for a banned account, and what `account` raises.
         """
         if self.accounts is None:
             return ""
-        key = api_key(headers)
+        key = self._account(request)
         banned = await asyncio.to_thread(self.accounts.find_banned, key)
         if banned:
             words = f"account {banned.label} is banned; write to whoever runs this service, and name it"
@@ -92,34 +106,49 @@ class Guard:
             words = f"{len(images)} images came with {len(stamps)} stamps; send one for each, or none"
             raise ApiError(422, "stamps", words)
         stamps = stamps or [""] * len(images)
-        try:
-            challenges = await asyncio.to_thread(self._check, images, stamps) if any(stamps) else []
-            async with asyncio.timeout(self._seconds):
-                rows = await self.batcher.submit(images, torch.tensor([bool(stamp) for stamp in stamps]), account)
-            if challenges:
-                await asyncio.to_thread(self.office.spend, challenges)
-        except StampError as error:
-            raise ApiError(403, error.reason, str(error)) from error
-        except QueueFull as error:
-            raise ApiError(429, "busy", "too many images are waiting; try again later", retry_after=1) from error
-        except SpentFull as error:
-            raise ApiError(503, "stamps_full", "too many stamps were spent; try again later", retry_after=60) from error
-        except AccountsFull as error:
-            words = "there is no place for a new account; write to whoever runs this service"
-            raise ApiError(503, "accounts_full", words, retry_after=60) from error
-        except TimeoutError as error:
-            raise ApiError(504, "timeout", "the answer took too long; nothing was spent", retry_after=1) from error
+        challenges = await asyncio.to_thread(self._check, images, stamps) if any(stamps) else []
+        rows = await self.judge(images, torch.tensor([bool(stamp) for stamp in stamps]), account)
+        if challenges:
+            await self.spend(challenges)
         return [self._reply(*row) for row in zip(images, *rows, strict=True)]
 
+    async def judge(
+        self, images: Tensor, paid: Tensor, account: str, answers: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Answers [N, K], p-values [N], refused [N] and bits [N] for images uint8 [N, C, H, W] (see `Defence.judge`).
+
+        Raises:
+            ApiError: 429, 503 or 504.
+            ValueError: the answers are no probabilities.
+        """
+        columns = (images, paid)
+        if answers is not None:  # checked before they are put beside those of other requests
+            columns += (self._defence.victim.checked(answers, len(images)),)
+        with _told():
+            async with asyncio.timeout(self._seconds):
+                return await self.batcher.submit(account, *columns)
+
+    async def spend(self, challenges: list[Challenge]) -> None:
+        """Spends stamps that were checked (ApiError 403 or 503 where that fails)."""
+        with _told():
+            await asyncio.to_thread(self.office.spend, challenges)
+
+    def check(self, stamp: str, query: Tensor, image: int | None = None) -> Challenge:
+        """The challenge that a stamp answers, if it is good for this query, uint8 [..., C, H, W].
+
+        Raises:
+            ApiError: 403, of that image of the request.
+        """
+        with _told(image):
+            return self.office.check(stamp, query_digest(query))
+
     def _check(self, images: Tensor, stamps: list[str]) -> list[Challenge]:
-        challenges = []
-        for index, (image, stamp) in enumerate(zip(images, stamps, strict=True)):
-            if stamp:
-                try:
-                    challenges.append(self.office.check(stamp, query_digest(image)))
-                except StampError as error:
-                    raise ApiError(403, error.reason, str(error), index) from error
-        return challenges
+        return [self.check(stamps[i], images[i], i) for i in range(len(images)) if stamps[i]]
+
+    async def close(self) -> None:
+        """Finishes what was taken, then stops."""
+        await self.batcher.close()
+        self.office.spent.close()
 
     def _reply(self, image: Tensor, answer: Tensor, p_value: Tensor, refused: Tensor, bits: Tensor) -> Reply:
         seen = None if p_value.isnan() else float(p_value)
@@ -129,3 +158,21 @@ class Guard:
             challenge = self.office.issue(query_digest(image), int(bits))
             return Reply("challenge", challenge=challenge, bits=int(bits), p_value=seen)
         return Reply("answered", answer.tolist(), p_value=seen)
+
+
+@contextmanager
+def _told(image: int | None = None) -> Iterator[None]:
+    """What goes wrong in the block, as the client reads it; of that image, where it is about one."""
+    try:
+        yield
+    except StampError as error:
+        raise ApiError(403, error.reason, str(error), image) from error
+    except QueueFull as error:
+        raise ApiError(429, "busy", "too many images are waiting; try again later", retry_after=1) from error
+    except SpentFull as error:
+        raise ApiError(503, "stamps_full", "too many stamps were spent; try again later", retry_after=60) from error
+    except AccountsFull as error:
+        words = "there is no place for a new account; write to whoever runs this service"
+        raise ApiError(503, "accounts_full", words, retry_after=60) from error
+    except TimeoutError as error:
+        raise ApiError(504, "timeout", "the answer took too long; nothing was spent", retry_after=1) from error

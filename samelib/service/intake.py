@@ -5,10 +5,13 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+from torch import Tensor
 
 API_KEY = "X-API-Key"
 LONGEST_KEY = 256  # characters
@@ -72,13 +75,13 @@ class ApiError(Exception):
         return JSONResponse(body, self.status, headers)
 
 
-def api_key(headers: Headers) -> str:
+def api_key(request: Request) -> str:
     """The account that a request names in its header X-API-Key.
 
     Raises:
         ApiError: 401 without one; 400 for several, for one of more than 256 characters, or not printable ASCII.
     """
-    keys = headers.getlist(API_KEY)
+    keys = request.headers.getlist(API_KEY)
     if not any(keys):
         raise ApiError(401, "no_key", f"this service answers known accounts; send your API key as the header {API_KEY}")
     if len(keys) > 1 or len(keys[0]) > LONGEST_KEY or not (keys[0].isascii() and keys[0].isprintable()):
@@ -131,6 +134,19 @@ class BodyLimits:
             words = f"the request did not arrive in {limits.body_seconds:g} seconds"
             raise ApiError(408, "too_slow", words) from None
         return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+
+def with_body(answer: Response, body: bytes) -> Response:
+    """The same answer with another body."""
+    other = Response(body, answer.status_code)
+    other.raw_headers = [(name, value) for name, value in answer.raw_headers if name.lower() != b"content-length"]
+    other.headers["content-length"] = str(len(body))
+    return other
+
+
+def decode_images(files: list[bytes], image_shape: tuple[int, int, int]) -> Tensor:
+    """PNG and JPEG files as uint8 [N, C, H, W] (ApiError: see `decode_image`)."""
+    return torch.from_numpy(np.stack([decode_image(data, image_shape, index) for index, data in enumerate(files)]))
 
 
 def decode_image(data: bytes, image_shape: tuple[int, int, int], index: int = 0) -> np.ndarray:

@@ -57,7 +57,7 @@ class Challenge(NamedTuple):
 
 
 def query_digest(image: Tensor) -> bytes:
-    """SHA-256 of one query, uint8 [C, H, W], its shape included."""
+    """SHA-256 of one query, uint8 [C, H, W] or several [N, C, H, W], shape included."""
     return hashlib.sha256(repr(tuple(image.shape)).encode() + image.cpu().contiguous().numpy().tobytes()).digest()
 
 
