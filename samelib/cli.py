@@ -60,6 +60,10 @@ RESPONSE_OPTIONS = {
     "watch": set(),
     "off": set(),
 }
+PLACE_OPTIONS = {
+    "a model of one's own": {"victim"},
+    "--upstream": {"image", "pixels", "probabilities", "logits", "fail_open"},
+}
 
 
 class Commands(click.Group):
@@ -330,32 +334,98 @@ def load_victim(folder: Path) -> tuple[Victim, SameDetector | None]:
 @click.option("--stamps", metavar="FILE.sqlite", help="proof-of-work: remembers spent stamps across restarts.")
 @click.option("--delta", type=float, help="ban: false bans, as a share of honest accounts; by default 0.001.")
 @click.option("--accounts", metavar="FILE.sqlite", help="ban: remembers evidence and bans across restarts.")
+@click.option("--upstream", metavar="URL", help="Pass queries on to this model of another server that speaks the Open "
+              "Inference Protocol, http://HOST:PORT/v2/models/NAME, and its answers back.")  # fmt: skip
+@click.option(
+    "--image", metavar="NAME", help="upstream: the input with the images; by default the only one of numbers."
+)
+@click.option("--pixels", type=(float, float), metavar="BLACK WHITE", help="upstream: values of black and white in floats; "
+              "by default 0 and 1. Integers are 0 to 255.")  # fmt: skip
+@click.option("--probabilities", metavar="NAME", help="upstream: the output with the probabilities; by default the only "
+              "one of floats with two dimensions.")  # fmt: skip
+@click.option("--logits", is_flag=True, default=None, help="upstream: that output still needs a softmax.")
+@click.option("--fail-open", is_flag=True, default=None, help="upstream: answers pass where the detector fails or is late; "
+              "by default they do not.")  # fmt: skip
 @click.option("--host", default="127.0.0.1", help="The default is for this machine alone.")
 @click.option("--port", default=8000, help="0 takes a free one.")
-def serve(detector: Path, victim: Path | None, response: str, host: str, port: int, **options) -> None:
+def serve(detector: Path, response: str, upstream: str | None, host: str, port: int, **options) -> None:
     """Serve a victim over HTTP, its detector in front.
 
     DETECTOR is a folder written by samelib fit. Serves predictions, /docs, /v2/health/ready and /metrics until it is stopped; what it accepted by then is answered. Needs
     pip install 'samelib[serve]'. SAMELIB_SECRET signs the challenges of a proof of work, and hashes the API keys before
     bans are kept: 16 characters or more, to be kept across restarts together with --stamps or --accounts.
     """
+    placing = set().union(*PLACE_OPTIONS.values())
+    place = used_options(
+        "--upstream" if upstream else "a model of one's own",
+        PLACE_OPTIONS,
+        {name: options.pop(name) for name in placing},
+    )
     options = used_options(response, RESPONSE_OPTIONS, options)
+    if upstream and response == "off":
+        raise ValueError("with --response off there is nothing to do before --upstream; choose watch, to count only")
     with extra("serve"):
-        from samelib.service import app, server
-    office = stamp_office(options.pop("stamps", None)) if response == "proof-of-work" else None
-    decision = ProofOfWork(**options) if response == "proof-of-work" else None
-    if response == "ban":
-        decision = BanAccount(**options | {"accounts": account_book(options.get("accounts"))})
+        from samelib.service import app, proxy, server
     with server.bound_socket(host, port) as bound:
         device = best_device()
-        same = load_detector(detector, Victim.load(victim, device) if victim else None, device)
-        if response == "reject":
-            decision = Reject(options.get("fpr", same.fpr))
-            check_fpr(decision.fpr, len(same.calibration_scores))  # below every p-value it would refuse nobody
-        service = app.create_app(same.victim, None if response == "off" else same, decision, office=office)
+        same = load_detector(detector, chosen_victim(detector, upstream, place.pop("victim", None), device), device)
+        with new_files(options.get("stamps"), options.get("accounts")):
+            decision, office = decided(response, options, same)
+            watching = None if response == "off" else same
+            if upstream:
+                service = proxy.create_proxy(upstream, same, decision, office=office, **proxied(place, same))
+            else:
+                service = app.create_app(same.victim, watching, decision, office=office)
         bound.listen()  # who reads the next line can connect
-        print(f"{server.url_of(bound)}/docs  response: {decision or response}", flush=True)
+        page = f"{server.url_of(bound)}{'/v2' if upstream else '/docs'}"
+        print(f"{page}  response: {decision or response}", flush=True)
         server.serve(service, bound)
+
+
+def chosen_victim(detector: Path, upstream: str | None, folder: Path | None, device: str) -> Victim | None:
+    """Who answers in place of the victim that was saved along with the detector."""
+    if upstream:
+        card = load_card(detector)
+        return Victim.elsewhere(tuple(card["image_shape"]), card["classes"])
+    return Victim.load(folder, device) if folder else None
+
+
+def proxied(place: dict, detector: SameDetector) -> dict:
+    """The arguments of `create_proxy` that the options of --upstream stand for."""
+    from samelib.service.tensors import InferAnswers, InferImages
+
+    return {
+        "decode": InferImages(detector.image_shape, place.get("image"), place.get("pixels", (0.0, 1.0))),
+        "answers": InferAnswers(place.get("probabilities"), place.get("logits", False)),
+        "fail_open": place.get("fail_open", False),
+    }
+
+
+def decided(response: str, options: dict, detector: SameDetector):
+    """The response of that name, None where it only watches; and the office of its stamps, where it needs one."""
+    if response == "reject":
+        fpr = options.get("fpr", detector.fpr)
+        check_fpr(fpr, len(detector.calibration_scores))  # below every p-value it would refuse nobody
+        return Reject(fpr), None
+    if response == "proof-of-work":
+        bits = {name: value for name, value in options.items() if name != "stamps"}
+        return ProofOfWork(**bits), stamp_office(options.get("stamps"))
+    if response == "ban":
+        return BanAccount(**options | {"accounts": account_book(options.get("accounts"))}), None
+    return None, None
+
+
+@contextmanager
+def new_files(*paths: str | None) -> Iterator[None]:
+    """Databases that the block makes are deleted where it raises: a refused start leaves nothing behind."""
+    new = [path for path in paths if path and not Path(path).exists()]
+    try:
+        yield
+    except BaseException:
+        for path in new:
+            for suffix in ("", "-wal", "-shm"):  # SQLite's
+                Path(path + suffix).unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+import torch
 from serving import (
     as_files,
     as_tensors,
@@ -32,6 +33,7 @@ from samelib.data.image_set import to_float
 from samelib.detectors.same import SameDetector
 from samelib.models.classifiers import Victim, build_classifier
 from samelib.service import server
+from samelib.service.app import create_app
 from samelib.service.server import bound_socket
 from samelib.store import save_folder
 
@@ -134,6 +136,7 @@ def test_a_secret_and_a_file_of_stamps_go_together(folder, tmp_path, monkeypatch
 
 
 BAN = ("--response", "ban")
+UPSTREAM = ("--upstream", "http://127.0.0.1:1/v2/models/victim")
 
 
 def test_a_secret_and_a_file_of_accounts_go_together(folder, tmp_path, monkeypatch):
@@ -161,11 +164,27 @@ def test_a_secret_and_a_file_of_accounts_go_together(folder, tmp_path, monkeypat
         ([*WORK, "--accounts", "accounts.sqlite"], "proof-of-work ignores --accounts"),
         ([*BAN, "--stamps", "spent.sqlite"], "ban ignores --stamps"),
         ([*BAN, "--delta", "1"], "above 0 and below 1"),
+        (["--pixels", "0", "1"], "a model of one's own ignores --pixels"),
+        (["--fail-open"], "a model of one's own ignores --fail-open"),
+        ([*UPSTREAM, "--victim", "folder"], "--upstream ignores --victim"),
+        ([*UPSTREAM, "--response", "off"], "nothing to do before --upstream"),
+        ([*UPSTREAM, "--pixels", "1", "0"], "black must have a lower value than white"),
+        (["--upstream", "http://127.0.0.1:1"], "the upstream is http://HOST:PORT/v2/models/NAME"),
         (["--host", "192.0.2.1"], "cannot serve on 192.0.2.1"),  # an address of nobody's, kept for documents
     ],
 )
 def test_settings_that_cannot_be(folder, words, message):
     assert message in refusal(folder, *words)
+
+
+@pytest.mark.parametrize(("response", "option"), [(WORK, "--stamps"), (BAN, "--accounts")])
+def test_a_refused_start_leaves_no_file_behind(folder, tmp_path, monkeypatch, response, option):
+    monkeypatch.setenv("SAMELIB_SECRET", SECRET)
+    refusal(folder, *response, option, tmp_path / "new.sqlite", "--upstream", "http://127.0.0.1:1")
+    assert not list(tmp_path.iterdir())
+    book = AccountBook(tmp_path / "new.sqlite", SECRET.encode())  # what was there before stays
+    refusal(folder, *BAN, "--accounts", tmp_path / "new.sqlite", "--upstream", "http://127.0.0.1:1")
+    assert not book.entries()
 
 
 def test_a_missing_extra_is_named(folder, monkeypatch):
@@ -190,13 +209,14 @@ def test_help_teaches(capsys):
 @contextmanager
 def process(folder, *words, **environment):
     """A running `samelib serve`, and a client of it."""
+    page = "/v2" if "--upstream" in words else "/docs"
     command = [sys.executable, "-m", "samelib.cli", "serve", str(folder), "--port", "0", *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as running:
         try:
             line = running.stdout.readline()
-            url = re.match(r"(http://127\.0\.0\.1:\d+)/docs  response: ", line)
+            url = re.match(rf"(http://127\.0\.0\.1:\d+){page}  response: ", line)
             assert url, f"{line}{running.stderr.read()} exit status {running.wait()}"
             with httpx.Client(base_url=url[1], timeout=60) as client:
                 assert client.get("/v2/health/ready").status_code == 200
@@ -292,3 +312,21 @@ def begun(client: httpx.Client, body: bytes) -> socket.socket:
 def httpx_response(raw: bytes) -> httpx.Response:
     head, _, body = raw.partition(b"\r\n\r\n")
     return httpx.Response(int(head.split()[1]), content=body)
+
+
+def test_it_stands_in_front_of_another_server(folder, detector, group):
+    """The other one here: samelib's own without a defence, which takes pixels in [-1, 1]."""
+    images = torch.cat([group.benign_test.images[:4], noise(1, shape=group.image_shape)])
+    app = create_app(detector.victim)
+    words = ["--pixels", "-1", "1", "--image", "image", "--probabilities", "probabilities", "--fpr", "0.02"]
+    with server.running(app) as inner:
+        upstream = f"{inner}/v2/models/victim"
+        with process(folder, "--upstream", upstream, *words) as (running, client):
+            answer = client.post("/v2/models/victim/infer", **as_tensors(images, datatype="FP32"))
+            rows = torch.tensor(outputs(answer)["probabilities"]).reshape(len(images), -1)
+            refused = detector.p_value(images) <= 0.02
+            assert refused.any() and not refused.all()
+            assert torch.allclose(rows[~refused], detector.victim(to_float(images))[~refused], atol=1e-5)
+            assert not rows[refused].any()
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(30) == 0

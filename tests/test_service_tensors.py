@@ -12,6 +12,7 @@ from samelib.data.image_set import to_float
 from samelib.responses import Reject
 from samelib.service.intake import Limits
 from samelib.service.stamps import solve
+from samelib.service.tensors import JSON_LENGTH, Message
 
 GOOD = noise(1)
 PIXELS = GOOD.flatten().tolist()
@@ -80,7 +81,7 @@ def test_what_server_and_model_say_of_themselves(client):
     for path, content in (
         ("/v2/health/live", {"live": True}),
         ("/v2/health/ready", {"ready": True}),
-        ("/v2", {"name": "samelib", "version": samelib.__version__, "extensions": []}),
+        ("/v2", {"name": "samelib", "version": samelib.__version__, "extensions": ["binary_tensor_data"]}),
         ("/v2/models/victim/ready", {"name": "victim", "ready": True}),
     ):
         assert client.get(path).json() == content
@@ -157,3 +158,48 @@ def test_bodies_that_are_refused(client, content, status):
 def test_other_media_types_are_refused(client, kind):
     content = httpx.Request("POST", "http://here", **as_tensors(GOOD)).content
     assert fault(client.post(INFER, content=content, headers={"content-type": kind}))[0] in (415, 422)
+
+
+def binary(images: torch.Tensor, datatype: str, outputs=(), **more) -> dict:
+    """What httpx needs to send images as bytes behind the JSON, and to ask for outputs."""
+    pixels = (images if datatype == "UINT8" else to_float(images)).numpy()
+    entry = {"name": "image", "datatype": datatype, "shape": list(pixels.shape), "parameters": {"binary_data_size": 0}}
+    head = {"inputs": [entry], "outputs": list(outputs)} | more
+    body, length = Message("inputs", head if outputs else head | {"outputs": None}, {"image": pixels}).write()
+    return {"content": body, "headers": {JSON_LENGTH: str(length)}}
+
+
+@pytest.mark.parametrize("datatype", ["UINT8", "FP32"])
+def test_images_as_bytes_get_the_same_answer(client, datatype):
+    images = noise(3)
+    answer = client.post(INFER, **binary(images, datatype))
+    assert answer.json() == client.post(INFER, **as_tensors(images)).json()
+    assert JSON_LENGTH not in answer.headers
+
+
+def test_outputs_come_as_bytes_where_they_are_wanted(client):
+    images = noise(3)
+    wanted = [{"name": "probabilities", "parameters": {"binary_data": True}}, {"name": "status"}]
+    answer = client.post(INFER, **binary(images, "UINT8", wanted))
+    message = Message.read("outputs", answer.content, answer.headers[JSON_LENGTH])
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert torch.allclose(torch.from_numpy(message.tensors["probabilities"].copy()), quarters(to_float(images)))
+    assert message.tensors["status"].tolist() == [b"answered"] * 3 and '"answered"' in answer.text
+
+    everything = as_tensors(images)["json"] | {"parameters": {"binary_data_output": True}}
+    answer = client.post(INFER, json=everything)
+    tensors = Message.read("outputs", answer.content, answer.headers[JSON_LENGTH]).tensors
+    assert (
+        set(tensors) == {"probabilities", "status", "challenge", "bits"}
+        and "answered" not in answer.text.split("]}")[0]
+    )
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b'{"inputs": 3}', b'{"inputs": [], "parameters": 3}', b'{"inputs": [], "outputs": [3]}']
+)
+def test_bad_messages_with_bytes_are_refused(client, body):
+    answer = client.post(INFER, content=body, headers={JSON_LENGTH: str(len(body))})
+    assert answer.status_code == 422
+    answer = client.post(INFER, content=body + b"binary_data", headers={JSON_LENGTH: str(len(body))})
+    assert answer.status_code == 422

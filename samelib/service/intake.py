@@ -10,7 +10,7 @@ from PIL import Image
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch import Tensor
 
 API_KEY = "X-API-Key"
@@ -90,6 +90,16 @@ def api_key(request: Request) -> str:
     return keys[0]
 
 
+def replay(body: Message, receive: Receive) -> Receive:
+    """A `receive` that gives this message, then whatever comes."""
+    messages = [body]
+
+    async def replayed() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replayed
+
+
 class BodyLimits:
     """ASGI middleware: reads the body of each request, bounded in bytes and in seconds, before anything parses it."""
 
@@ -100,16 +110,12 @@ class BodyLimits:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         try:
-            messages = [await self._body(receive, Headers(scope=scope))]
+            body = await self._body(receive, Headers(scope=scope))
         except ApiError as error:
             return await error.response()(scope, receive, send)
+        await self._app(scope, replay(body, receive), send)
 
-        async def replay():
-            return messages.pop() if messages else await receive()
-
-        await self._app(scope, replay, send)
-
-    async def _body(self, receive: Receive, headers: Headers) -> dict:
+    async def _body(self, receive: Receive, headers: Headers) -> Message:
         """One message with the whole body, or the one that says that the client is gone.
 
         Raises:

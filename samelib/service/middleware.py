@@ -20,7 +20,7 @@ from samelib.gateway import Defence
 from samelib.models.classifiers import Victim
 from samelib.responses import Response as DefenceResponse
 from samelib.service.guard import Guard
-from samelib.service.intake import ApiError, BodyLimits, Limits, api_key, decode_images, with_body
+from samelib.service.intake import ApiError, BodyLimits, Limits, api_key, decode_images, replay, with_body
 from samelib.service.metrics import CountRequests, Metrics, Outcome
 from samelib.service.stamps import Challenge, StampOffice, query_digest
 
@@ -114,16 +114,16 @@ class Guarded:
         body = await receive()  # one message: BodyLimits has read it
         if body["type"] == "http.disconnect":
             return
-        request = Request(dict(scope), _replay(body, receive))
+        request = Request(dict(scope), replay(body, receive))
         try:
             query = await self._read(request)
         except ApiError as error:
             return await error.response()(scope, receive, send)
-        replay = _replay(body, receive)
+        again = replay(body, receive)
         if query is None:
-            return await self._app(scope, replay, send)
+            return await self._app(scope, again, send)
         whole = {name: value for name, value in scope.items() if name != "extensions"}  # answers come as bytes alone
-        await self._app(whole, replay, self._held(query, scope, receive, send))
+        await self._app(whole, again, self._held(query, scope, receive, send))
 
     async def _read(self, request: Request) -> Query | None:
         """What the request asks (ApiError where that cannot be said, or its account is banned)."""
@@ -212,16 +212,6 @@ class Guarded:
         challenge = self._guard.office.issue(query_digest(query.images), whole)
         words = f"solve this puzzle and send the request again, with the stamp as the header {STAMP}"
         return JSONResponse({"error": words, "code": "challenge", "challenge": challenge, "bits": whole}, 402)
-
-
-def _replay(body: Message, receive: Receive) -> Receive:
-    """A `receive` that gives this body, then whatever comes."""
-    messages = [body]
-
-    async def replayed() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return replayed
 
 
 def multipart_images(image_shape: tuple[int, int, int], field: str | None = None) -> Decode:

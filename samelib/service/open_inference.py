@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, version 2, over REST: tensors in, tensors out.
+"""The Open Inference Protocol, version 2, over REST: tensors in, tensors out, in JSON or as bytes (see samelib.service.tensors).
 
 https://github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md. Its tensors have no NaN: the
 probabilities of an image that was not answered are zeros, and `status` says so.
@@ -12,7 +12,8 @@ from itertools import chain
 from typing import Annotated, Any, Literal
 
 import torch
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from torch import Tensor
 
@@ -20,8 +21,9 @@ from samelib import __version__
 from samelib.data.image_set import to_uint8
 from samelib.models.classifiers import Victim
 from samelib.service.guard import Reply
-from samelib.service.intake import ApiError
+from samelib.service.intake import ApiError, replay, with_body
 from samelib.service.schema import ERRORS
+from samelib.service.tensors import JSON_LENGTH, Message, wants_bytes
 
 PIXELS = {"UINT8": (0, 255), "FP32": (-1, 1)}  # range of each datatype that images may have
 
@@ -123,6 +125,45 @@ def output_tensors(replies: list[Reply], classes: int) -> list[OutputTensor]:
     ]
 
 
+class BinaryRoute(APIRoute):
+    """Takes tensors as bytes behind the JSON too, and gives them so where a request wants that: for the route itself, both
+    are JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+        answered = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            body, length = await request.body(), request.headers.get(JSON_LENGTH)
+            if length is None and b"binary_data" not in body:
+                return await answered(request)
+            try:
+                asked = Message.read("inputs", body, length)
+                wanted = wants_bytes(asked.head)
+                in_json, _ = asked.in_json().write()
+            except (ValueError, TypeError, AttributeError, KeyError) as error:
+                raise ApiError(422, "message", str(error)) from error
+            headers = [pair for pair in request.scope["headers"] if pair[0] not in (b"content-type", b"content-length")]
+            scope = request.scope | {"headers": [*headers, (b"content-type", b"application/json")]}
+            message = {"type": "http.request", "body": in_json, "more_body": False}
+            answer = await answered(Request(scope, replay(message, request.receive)))
+            return _with_bytes(answer, wanted)
+
+        return handler
+
+
+def _with_bytes(answer: Response, wanted: Callable[[str], bool]) -> Response:
+    """The same answer with these outputs as bytes."""
+    message = Message.read("outputs", answer.body, None)
+    for entry in message.head["outputs"]:
+        if wanted(entry["name"]):
+            entry["parameters"] = {"binary_data_size": 0}  # whatever it is: written when the bytes are there
+    body, length = message.write()
+    answer = with_body(answer, body)
+    if length < len(body):
+        answer.headers.update({JSON_LENGTH: str(length), "content-type": "application/octet-stream"})
+    return answer
+
+
 def open_inference(
     admitted: Callable[..., Awaitable[str]],
     reply: Callable[[Tensor, list[str], str], Awaitable[list[Reply]]],
@@ -153,7 +194,7 @@ def open_inference(
             for tensor in output_tensors([], victim.classes)
         ],
     }
-    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], route_class=BinaryRoute)
 
     @routes.get("/health/live", summary="200 while the service answers")
     async def live() -> dict:
@@ -165,7 +206,7 @@ def open_inference(
 
     @routes.get("", summary="Name and version of the server")
     async def server() -> dict:
-        return {"name": "samelib", "version": __version__, "extensions": []}
+        return {"name": "samelib", "version": __version__, "extensions": ["binary_tensor_data"]}
 
     @routes.get(f"/models/{name}", summary="What the model takes and gives")
     async def model() -> dict:

@@ -6,6 +6,7 @@ extension_binary_data.md. With these, `Guarded` stands in front of servers that 
 
 import json
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -36,7 +37,8 @@ class Message:
 
     Attributes:
         kind: what its list of tensors is called.
-        head: its JSON; the data of tensors in it are not kept up to date.
+        head: its JSON, without the data of its tensors. A tensor whose parameters name a `binary_data_size` has them
+            behind the JSON.
         tensors: name -> array of the tensor's shape; BYTES as objects, `bytes` each.
     """
 
@@ -58,7 +60,7 @@ class Message:
             for entry in head[kind]:
                 size = entry.get("parameters", {}).get("binary_data_size")
                 if size is None:
-                    values = _of_json(entry["data"], entry["datatype"])
+                    values = _of_json(entry.pop("data"), entry["datatype"])
                 else:
                     values, end = _of_bytes(body[end : end + _count(size)], entry["datatype"]), end + size
                 if entry["name"] in tensors:
@@ -70,8 +72,16 @@ class Message:
             raise MessageError(f"this is no message of the Open Inference Protocol ({error})") from error
         return cls(kind, head, tensors)
 
+    def in_json(self) -> "Message":
+        """The same message with no data behind its JSON."""
+        entries = []
+        for entry in self.head[self.kind]:
+            others = {name: value for name, value in entry.get("parameters", {}).items() if name != "binary_data_size"}
+            entries.append(entry | {"parameters": others})
+        return Message(self.kind, self.head | {self.kind: entries}, self.tensors)
+
     def write(self) -> tuple[bytes, int]:
-        """The body, and how many bytes of it are JSON. Data stay where they were, in JSON or behind it."""
+        """The body, and how many bytes of it are JSON."""
         entries, binary = [], []
         for entry in self.head[self.kind]:
             values = self.tensors[entry["name"]]
@@ -128,6 +138,13 @@ def _to_bytes(values: np.ndarray) -> bytes:
     if values.dtype != object:
         return values.tobytes()
     return b"".join(struct.pack("<I", len(value)) + value for value in values.ravel())
+
+
+def wants_bytes(head: dict[str, Any]) -> Callable[[str], bool]:
+    """Whether a request wants the output of a name as bytes: it says so of all outputs, of one, or not at all."""
+    everything = bool(head.get("parameters", {}).get("binary_data_output", False))
+    asked = {output["name"]: output.get("parameters", {}) for output in head.get("outputs") or []}
+    return lambda name: bool(asked.get(name, {}).get("binary_data", everything))
 
 
 @dataclass(frozen=True)
