@@ -231,6 +231,12 @@ class AccountBook:
             row = self._db.execute(query, [self.digest(name)]).fetchone()
         return row and Account.of_row(row)
 
+    def richest(self, most: int) -> list[float]:
+        """The logarithms of the wealth of the accounts nearest to a ban, the largest first."""
+        query = "SELECT log_wealth FROM accounts WHERE banned IS NULL ORDER BY log_wealth DESC LIMIT ?"
+        with self._lock:
+            return [log_wealth for (log_wealth,) in self._db.execute(query, [most])]
+
     def entries(self) -> list[Account]:
         """All accounts, without marks and memory: banned ones first, then by wealth."""
         columns = ", ".join(list(_COLUMNS)[:-2])

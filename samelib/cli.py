@@ -1,13 +1,9 @@
-"""The command line: samelib data | fit | score | attack | serve | accounts | cache."""
+"""The command line: samelib data | fit | score | attack | serve | listen | accounts | cache."""
 
 import csv
-import os
-import secrets
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +13,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from samelib import __version__
-from samelib.accounts import STREAMS, AccountBook
 from samelib.attacks import ATTACKS, AttackResult, make_attack
 from samelib.attacks.jbda import DIRECTIONS, PLACES
 from samelib.attacks.knockoff import ORACLES, REWARDS
@@ -25,7 +20,6 @@ from samelib.data.groups import SIZES, load_group
 from samelib.data.image_set import OutOfRangeWarning
 from samelib.data.real import DataError, cifar100_superclasses, from_npz, list_images, read_image
 from samelib.detectors import SAVED, load_detector
-from samelib.detectors.base import check_fpr
 from samelib.detectors.power import WeakDetectorWarning, power_table
 from samelib.detectors.same import SameDetector
 from samelib.detectors.same_plus import SamePlus
@@ -34,7 +28,7 @@ from samelib.metrics import accuracy, binomial_interval
 from samelib.models.classifiers import Victim
 from samelib.plots import image_rows
 from samelib.presets import evaluation, preset, train_victim
-from samelib.responses import BanAccount, ProofOfWork, Reject
+from samelib.service.commands import accounts, extra, listen, serve, used_options
 from samelib.store import ArtifactStore, load_card
 from samelib.training import best_device
 
@@ -52,17 +46,6 @@ ATTACK_OPTIONS = {  # the others are refused: who gives one expects it to matter
     "knockoff-bargain": {"labels", "proxy"},
     "knockoff-mixed": {"labels", "proxy", "share"},
     "knockoff-self-trained": {"labels", "proxy", "confidence"},
-}
-RESPONSE_OPTIONS = {
-    "reject": {"fpr"},
-    "proof-of-work": {"base_bits", "most_bits", "stamps"},
-    "ban": {"delta", "accounts"},
-    "watch": set(),
-    "off": set(),
-}
-PLACE_OPTIONS = {
-    "a model of one's own": {"victim"},
-    "--upstream": {"image", "pixels", "probabilities", "logits", "fail_open"},
 }
 
 
@@ -306,14 +289,6 @@ def remote_gateway(url: str, budget: int, api_key: str | None) -> Gateway:
     return RemoteGateway(url, budget, api_key=api_key)
 
 
-def used_options(choice: str, allowed: dict[str, set[str]], options: dict) -> dict:
-    """The options that were given; ValueError where the choice would ignore one."""
-    given = {name: value for name, value in options.items() if value is not None}
-    if ignored := ", ".join(f"--{name.replace('_', '-')}" for name in given.keys() - allowed[choice]):
-        raise ValueError(f"{choice} ignores {ignored}: leave it out, or choose another of {', '.join(allowed)}")
-    return given
-
-
 def load_victim(folder: Path) -> tuple[Victim, SameDetector | None]:
     """The saved victim, with its detector where that was saved along."""
     if load_card(folder).get("kind") not in SAVED:
@@ -322,163 +297,8 @@ def load_victim(folder: Path) -> tuple[Victim, SameDetector | None]:
     return detector.victim, detector
 
 
-@samelib.command()
-@detector_argument
-@click.option("--victim", type=Path, metavar="FOLDER", help="A classifier to serve instead of the one saved along.")
-@click.option("--response", type=click.Choice(list(RESPONSE_OPTIONS)), default="reject",
-              help="To strange queries: refuse them, ask for proof of work, ban accounts that send many, only count "
-              "them, or do not even look.")  # fmt: skip
-@click.option("--fpr", type=float, help="reject: share of benign queries to refuse; by default the detector's own.")
-@click.option("--base-bits", type=int, help="proof-of-work: 2^bits hashes for an ordinary query; by default 10.")
-@click.option("--most-bits", type=int, help="proof-of-work: how many come on top for a strange one; by default 10.")
-@click.option("--stamps", metavar="FILE.sqlite", help="proof-of-work: remembers spent stamps across restarts.")
-@click.option("--delta", type=float, help="ban: false bans, as a share of honest accounts; by default 0.001.")
-@click.option("--accounts", metavar="FILE.sqlite", help="ban: remembers evidence and bans across restarts.")
-@click.option("--upstream", metavar="URL", help="Pass queries on to this model of another server that speaks the Open "
-              "Inference Protocol, http://HOST:PORT/v2/models/NAME, and its answers back.")  # fmt: skip
-@click.option(
-    "--image", metavar="NAME", help="upstream: the input with the images; by default the only one of numbers."
-)
-@click.option("--pixels", type=(float, float), metavar="BLACK WHITE", help="upstream: values of black and white in floats; "
-              "by default 0 and 1. Integers are 0 to 255.")  # fmt: skip
-@click.option("--probabilities", metavar="NAME", help="upstream: the output with the probabilities; by default the only "
-              "one of floats with two dimensions.")  # fmt: skip
-@click.option("--logits", is_flag=True, default=None, help="upstream: that output still needs a softmax.")
-@click.option("--fail-open", is_flag=True, default=None, help="upstream: answers pass where the detector fails or is late; "
-              "by default they do not.")  # fmt: skip
-@click.option("--host", default="127.0.0.1", help="The default is for this machine alone.")
-@click.option("--port", default=8000, help="0 takes a free one.")
-def serve(detector: Path, response: str, upstream: str | None, host: str, port: int, **options) -> None:
-    """Serve a victim over HTTP, its detector in front.
-
-    DETECTOR is a folder written by samelib fit. Serves predictions, /docs, /v2/health/ready and /metrics until it is stopped; what it accepted by then is answered. Needs
-    pip install 'samelib[serve]'. SAMELIB_SECRET signs the challenges of a proof of work, and hashes the API keys before
-    bans are kept: 16 characters or more, to be kept across restarts together with --stamps or --accounts.
-    """
-    placing = set().union(*PLACE_OPTIONS.values())
-    place = used_options(
-        "--upstream" if upstream else "a model of one's own",
-        PLACE_OPTIONS,
-        {name: options.pop(name) for name in placing},
-    )
-    options = used_options(response, RESPONSE_OPTIONS, options)
-    if upstream and response == "off":
-        raise ValueError("with --response off there is nothing to do before --upstream; choose watch, to count only")
-    with extra("serve"):
-        from samelib.service import app, proxy, server
-    with server.bound_socket(host, port) as bound:
-        device = best_device()
-        same = load_detector(detector, chosen_victim(detector, upstream, place.pop("victim", None), device), device)
-        with new_files(options.get("stamps"), options.get("accounts")):
-            decision, office = decided(response, options, same)
-            watching = None if response == "off" else same
-            if upstream:
-                service = proxy.create_proxy(upstream, same, decision, office=office, **proxied(place, same))
-            else:
-                service = app.create_app(same.victim, watching, decision, office=office)
-        bound.listen()  # who reads the next line can connect
-        page = f"{server.url_of(bound)}{'/v2' if upstream else '/docs'}"
-        print(f"{page}  response: {decision or response}", flush=True)
-        server.serve(service, bound)
-
-
-def chosen_victim(detector: Path, upstream: str | None, folder: Path | None, device: str) -> Victim | None:
-    """Who answers in place of the victim that was saved along with the detector."""
-    if upstream:
-        card = load_card(detector)
-        return Victim.elsewhere(tuple(card["image_shape"]), card["classes"])
-    return Victim.load(folder, device) if folder else None
-
-
-def proxied(place: dict, detector: SameDetector) -> dict:
-    """The arguments of `create_proxy` that the options of --upstream stand for."""
-    from samelib.service.tensors import InferAnswers, InferImages
-
-    return {
-        "decode": InferImages(detector.image_shape, place.get("image"), place.get("pixels", (0.0, 1.0))),
-        "answers": InferAnswers(place.get("probabilities"), place.get("logits", False)),
-        "fail_open": place.get("fail_open", False),
-    }
-
-
-def decided(response: str, options: dict, detector: SameDetector):
-    """The response of that name, None where it only watches; and the office of its stamps, where it needs one."""
-    if response == "reject":
-        fpr = options.get("fpr", detector.fpr)
-        check_fpr(fpr, len(detector.calibration_scores))  # below every p-value it would refuse nobody
-        return Reject(fpr), None
-    if response == "proof-of-work":
-        bits = {name: value for name, value in options.items() if name != "stamps"}
-        return ProofOfWork(**bits), stamp_office(options.get("stamps"))
-    if response == "ban":
-        return BanAccount(**options | {"accounts": account_book(options.get("accounts"))}), None
-    return None, None
-
-
-@contextmanager
-def new_files(*paths: str | None) -> Iterator[None]:
-    """Databases that the block makes are deleted where it raises: a refused start leaves nothing behind."""
-    new = [path for path in paths if path and not Path(path).exists()]
-    try:
-        yield
-    except BaseException:
-        for path in new:
-            for suffix in ("", "-wal", "-shm"):  # SQLite's
-                Path(path + suffix).unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def extra(command: str) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError(f"samelib {command} needs {error.name}: pip install 'samelib[serve]'") from error
-
-
-def lasting_secret(option: str, file: str | None) -> bytes | None:
-    """The environment's secret; ValueError where it or the file that goes with it is missing."""
-    secret = os.environ.get("SAMELIB_SECRET")
-    if (secret is None) != (file is None):
-        raise ValueError(
-            f"SAMELIB_SECRET and {option} FILE go together: with a lasting secret and no file, a restart would forget "
-            "what was spent or banned; a file without the secret remembers what nobody can sign or find any more"
-        )
-    return None if secret is None else secret.encode()
-
-
-def stamp_office(stamps: str | None):
-    """The office that the environment's secret and the file of spent stamps make; without both, one for this run."""
-    from samelib.service.stamps import SpentStamps, StampOffice
-
-    return StampOffice(lasting_secret("--stamps", stamps) or secrets.token_bytes(32), spent=SpentStamps(stamps))
-
-
-def account_book(accounts: str | None) -> AccountBook:
-    """The accounts in the file, hashed with the environment's secret; without both, in memory for this run."""
-    return AccountBook(accounts, lasting_secret("--accounts", accounts))
-
-
-@samelib.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False))
-@click.option("--lift", metavar="HASHPREFIX", help="Lift the ban of the account whose hash begins so.")
-def accounts(file: str, lift: str | None) -> None:
-    """List accounts and lift bans.
-
-    FILE is that of samelib serve --response ban --accounts FILE, which may be running. One line an account, banned ones
-    first: the beginning of its hash, its queries, the natural logarithm of its wealth in each stream of evidence (0
-    where there is none; a ban comes when the mean of the wealths reaches 1 / delta), and since when it is banned. An
-    account whose ban is lifted starts anew.
-    """
-    book = AccountBook(file)
-    if lift is not None:
-        print(f"account {book.lift(lift).label}: its ban is lifted, and its wealth is 1 again")
-        return
-    print(f"{'account':12} {'queries':>9} " + " ".join(f"{stream:>12}" for stream in STREAMS) + "  banned since")
-    for account in book.entries():
-        wealths = " ".join(f"{account.wealth[stream].log_wealth:12.2f}" for stream in STREAMS)
-        since = "" if account.banned is None else f"  {datetime.fromtimestamp(account.banned):%Y-%m-%d %H:%M:%S}"
-        print(f"{account.label:12} {account.queries:9,} {wealths}{since}")
+for command in (serve, listen, accounts):
+    samelib.add_command(command)
 
 
 @samelib.command()

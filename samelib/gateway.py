@@ -1,6 +1,7 @@
 """The door to a victim: what an attacker's or a user's query passes on its way to an answer."""
 
 import os
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,14 +46,25 @@ class Defence:
         victim: answers.
         detector: scores; None: nothing is scored.
         response: decides by the detector's p-values; None: everything is answered.
+        share: of the queries that the detector looks at, drawn by chance; below 1 only where nothing is decided by it.
 
     Raises:
-        ValueError: a response without a detector, a detector that was fitted to other images or classes, or what the
+        ValueError: a share outside (0, 1], or below 1 with a response, a response without a detector, a detector that was fitted to other images or classes, or what the
             response refuses (`Response.prepare`).
         NotFittedError: a detector that was not fitted.
     """
 
-    def __init__(self, victim: Victim, detector: Detector | None = None, response: Response | None = None):
+    def __init__(
+        self,
+        victim: Victim,
+        detector: Detector | None = None,
+        response: Response | None = None,
+        share: float = 1.0,
+    ):
+        if not 0 < share <= 1 or (share < 1 and response is not None):
+            raise ValueError(
+                f"a share of queries can be looked at only where all are answered, got {share} and {response}"
+            )
         if response is not None and detector is None:
             raise ValueError("a response needs a detector that says which queries look strange; pass detector=...")
         if detector is not None:
@@ -60,7 +72,7 @@ class Defence:
                 raise NotFittedError(f"this {type(detector).__name__} knows no images yet; call fit first")
             watched = getattr(detector, "victim", None) or victim
             victim.require(detector.image_shape, watched.classes)
-        self.victim, self.detector = victim, detector
+        self.victim, self.detector, self.share = victim, detector, share
         self.response = None if response is None else response.prepare(detector)
 
     def judge(
@@ -91,6 +103,8 @@ class Defence:
         if self.detector is None:
             return Verdict(queries, answers, None, None, refused, bits)
         unpaid = torch.ones(len(x), dtype=torch.bool) if paid is None else ~paid
+        if self.share < 1:
+            unpaid &= torch.tensor([random.random() < self.share for _ in x])  # no seed of an experiment is touched
         scores, p_values = torch.full((2, len(x)), torch.nan)
         if unpaid.any():
             new_scores = self.detector.score_received(x[unpaid.to(x.device)], answers[unpaid.to(answers.device)])

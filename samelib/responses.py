@@ -140,6 +140,7 @@ class BanAccount(Response):
     eta: float = 0.05
     streams: tuple[str, ...] = STREAMS
     accounts: AccountBook | None = field(default=None, repr=False)
+    enforce: bool = True
 
     def __post_init__(self):
         if not (0 < self.delta < 1 and 0 < self.eta < 1):
@@ -180,7 +181,7 @@ class BanAccount(Response):
             )
         rows = zip(accounts, p_values.tolist(), queries.cpu().numpy(), sketches(queries), strict=True)
         with self.accounts.changing(accounts) as known:
-            refused = [self._refuses(known[account], *row) for account, *row in rows]
+            refused = [self._refuses(known[account], *row) and self.enforce for account, *row in rows]
         return torch.tensor(refused), torch.zeros(len(refused), dtype=torch.int64)
 
     def _refuses(self, account: Account, p_value: float, query: np.ndarray, sketch: np.ndarray) -> bool:

@@ -246,7 +246,7 @@ def test_a_late_defence_counts_as_one_that_failed(fail_open):
             gate(x)
             return super().score_received(x, answers)
 
-    with guarded(detector=Slow(), limits=Limits(answer_seconds=0.2), fail_open=fail_open) as (client, _):
+    with guarded(Reject(0.05), Slow(), limits=Limits(answer_seconds=0.2), fail_open=fail_open) as (client, _):
         gate.shut()
         try:
             answer = ask(client, grey(0))
@@ -258,12 +258,12 @@ def test_a_late_defence_counts_as_one_that_failed(fail_open):
 def test_compressed_answers_are_not_taken_for_text():
     app = an_app([])
     app.add_middleware(GZipMiddleware, minimum_size=1)
-    app.add_middleware(Guarded, detector=Ranked(), decode=decode, victim=ELSEWHERE)
+    app.add_middleware(Guarded, detector=Ranked(), response=Reject(0.05), decode=decode, victim=ELSEWHERE)
     app.state.limits = Limits()
     with running(app) as url, httpx.Client(base_url=url) as client:
         assert ask(client, grey(0)).status_code == 503
     app = an_app([])
-    app.add_middleware(Guarded, detector=Ranked(), decode=decode, victim=ELSEWHERE)
+    app.add_middleware(Guarded, detector=Ranked(), response=Reject(0.05), decode=decode, victim=ELSEWHERE)
     app.add_middleware(GZipMiddleware, minimum_size=1)
     app.state.limits = Limits()
     with running(app) as url, httpx.Client(base_url=url) as client:

@@ -34,6 +34,7 @@ from samelib.detectors.same import SameDetector
 from samelib.models.classifiers import Victim, build_classifier
 from samelib.service import server
 from samelib.service.app import create_app
+from samelib.service.commands import serve
 from samelib.service.server import bound_socket
 from samelib.store import save_folder
 
@@ -160,6 +161,9 @@ def test_a_secret_and_a_file_of_accounts_go_together(folder, tmp_path, monkeypat
         (["--response", "reject", "--base-bits", "5"], "reject ignores --base-bits"),
         ([*WORK, "--fpr", "0.1"], "proof-of-work ignores --fpr"),
         (["--response", "watch", "--stamps", "spent.sqlite"], "watch ignores --stamps"),
+        (["--share", "0.5"], "reject ignores --share"),
+        (["--response", "watch", "--share", "0"], "a share of queries"),
+        (["--response", "watch", "--share", "0.5", "--delta", "0.01"], "a share of queries"),
         (["--response", "reject", "--delta", "0.01"], "reject ignores --delta"),
         ([*WORK, "--accounts", "accounts.sqlite"], "proof-of-work ignores --accounts"),
         ([*BAN, "--stamps", "spent.sqlite"], "ban ignores --stamps"),
@@ -196,7 +200,7 @@ def test_a_missing_extra_is_named(folder, monkeypatch):
 
 
 def test_it_is_for_this_machine_alone_unless_told():
-    assert {option.name: option.default for option in cli.serve.params}["host"] == "127.0.0.1"
+    assert {option.name: option.default for option in serve.params}["host"] == "127.0.0.1"
 
 
 def test_help_teaches(capsys):
@@ -209,17 +213,18 @@ def test_help_teaches(capsys):
 @contextmanager
 def process(folder, *words, **environment):
     """A running `samelib serve`, and a client of it."""
-    page = "/v2" if "--upstream" in words else "/docs"
-    command = [sys.executable, "-m", "samelib.cli", "serve", str(folder), "--port", "0", *map(str, words)]
+    name, *words = words if words and words[0] == "listen" else ("serve", *words)
+    page = "/metrics" if name == "listen" else "/v2" if "--upstream" in words else "/docs"
+    command = [sys.executable, "-m", "samelib.cli", name, str(folder), "--port", "0", *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as running:
         try:
             line = running.stdout.readline()
-            url = re.match(rf"(http://127\.0\.0\.1:\d+){page}  response: ", line)
+            url = re.match(rf"(http://127\.0\.0\.1:\d+){page}(  response: |\n)", line)
             assert url, f"{line}{running.stderr.read()} exit status {running.wait()}"
             with httpx.Client(base_url=url[1], timeout=60) as client:
-                assert client.get("/v2/health/ready").status_code == 200
+                assert client.get("/metrics" if page == "/metrics" else "/v2/health/ready").status_code == 200
                 yield running, client
         finally:
             running.kill()
@@ -330,3 +335,23 @@ def test_it_stands_in_front_of_another_server(folder, detector, group):
             assert not rows[refused].any()
             running.send_signal(signal.SIGTERM)
             assert running.wait(30) == 0
+
+
+def test_it_listens_to_the_logger_of_kserve(folder, detector, group):
+    images = group.benign_test.images[:3]
+    outputs = [{"name": "p", "datatype": "FP32", "shape": [3, 10], "data": [0.1] * 30}]
+    with process(folder, "listen") as (_, client):
+        for kind, body in (("request", as_tensors(images)["json"]), ("response", {"outputs": outputs})):
+            headers = {"ce-id": "1", "ce-type": f"org.kubeflow.serving.inference.{kind}"}
+            assert client.post("/", json=body, headers=headers).status_code == 202
+        assert 'samelib_images_total{outcome="watched"} 3.0' in client.get("/metrics").text
+
+
+def test_watching_counts_accounts_and_answers_them_all(folder, group, tmp_path):
+    file = tmp_path / "accounts.sqlite"
+    with process(folder, "--response", "watch", "--accounts", file, SAMELIB_SECRET=SECRET) as (_, client):
+        client.headers["X-API-Key"] = "thief"
+        for seed in range(20):
+            assert len(probabilities(ask(client, noise(8, seed, group.image_shape)))) == 8
+        assert "samelib_bans_total 1.0" in client.get("/metrics").text
+    assert [account.banned is None for account in AccountBook(file).entries()] == [False]

@@ -31,6 +31,7 @@ def create_app(
     office: StampOffice | None = None,
     limits: Limits | None = None,
     name: str = "victim",
+    share: float = 1.0,
 ) -> FastAPI:
     """A prediction service, to be run by uvicorn (see samelib.service.server).
 
@@ -41,13 +42,14 @@ def create_app(
         office: signs and takes stamps of proof of work; by default one whose secret dies with the process.
         limits: see Limits.
         name: of the model, in the paths of the Open Inference Protocol.
+        share: of the queries that the detector looks at, where nothing is decided.
 
     Raises:
         ValueError: a response without a detector, or one that cannot work with it (`Response.prepare`), a detector that
             was fitted to other images or classes, or a name that is no part of a path.
     """
     limits = limits or Limits()
-    guard = Guard(Defence(victim, detector, response), office, limits)
+    guard = Guard(Defence(victim, detector, response, share), office, limits)
     metrics = Metrics(guard)
 
     @asynccontextmanager

@@ -45,6 +45,7 @@ class Guard:
 
     Attributes:
         accounts: where the response keeps accounts; None: it does not go by them.
+        watches: nothing is refused, and no work is asked.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Guard:
         self.office = office or StampOffice(secrets.token_bytes(32))
         response = defence.response
         self.accounts: AccountBook | None = response.accounts if response and response.by_account else None
+        self.watches = response is None or not getattr(response, "enforce", True)
         self.batcher = Batcher(self._judge, limits.images, limits.queue)
 
     def _judge(self, accounts: list[str], images: Tensor, paid: Tensor, answers: Tensor | None = None):
@@ -81,14 +83,22 @@ class Guard:
             Defence(victim, self._defence.detector).judge(images, answers=answers)
 
     async def admit(self, request: Request) -> str:
-        """The account of a request, before anything is computed for it; "" where the response goes by none.
+        """The account of a request, before anything is computed for it; "" where the response goes by none, or only watches
+        and the request names none.
 
         Raises:
             ApiError: 403 for a banned account, and what `account` raises.
         """
         if self.accounts is None:
             return ""
-        key = self._account(request)
+        try:
+            key = self._account(request)
+        except ApiError:
+            if self.watches:
+                return ""
+            raise
+        if self.watches:
+            return key
         banned = await asyncio.to_thread(self.accounts.find_banned, key)
         if banned:
             words = f"account {banned.label} is banned; write to whoever runs this service, and name it"

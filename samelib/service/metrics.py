@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from samelib.service.guard import Guard
+
+NEAREST = 5  # accounts to a ban, of which /metrics tells the wealth
 
 
 class Outcome(NamedTuple):
@@ -43,7 +45,7 @@ class Metrics:
         waiting.set_function(lambda: guard.batcher.pending)
         spent = Gauge("samelib_spent_stamps", "Spent stamps that are remembered", registry=self.registry)
         spent.set_function(lambda: len(guard.office.spent))
-        self.registry.register(Bans(guard))
+        self.registry.register(Accounts(guard))
 
     def count(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
@@ -55,15 +57,20 @@ class Metrics:
         return Response(generate_latest(self.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-class Bans(Collector):
-    """Counts the bans of this process for Prometheus."""
+class Accounts(Collector):
+    """What Prometheus reads of accounts: bans of this process, and how near to one the nearest are."""
 
     def __init__(self, guard: Guard):
         self._guard = guard
 
-    def collect(self) -> Iterable[CounterMetricFamily]:
-        bans = self._guard.accounts.bans if self._guard.accounts else 0
-        yield CounterMetricFamily("samelib_bans", "Accounts that this process banned", value=bans)
+    def collect(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily]:
+        book = self._guard.accounts
+        yield CounterMetricFamily("samelib_bans", "Accounts that this process banned", value=book.bans if book else 0)
+        words = "Natural logarithm of the wealth of the accounts nearest to a ban, the nearest first"
+        wealth = GaugeMetricFamily("samelib_account_log_wealth", words, labels=["rank"])
+        for rank, log_wealth in enumerate(book.richest(NEAREST) if book else [], 1):
+            wealth.add_metric([str(rank)], log_wealth)
+        yield wealth
 
 
 class CountRequests:

@@ -50,7 +50,8 @@ class Guarded:
     Every request but GET, HEAD and OPTIONS is a query, unless `decode` says otherwise; WebSockets are closed. A request
     with refused images gets 403, unless `answers` can withhold their rows alone. Where work is asked, the request as a
     whole gets one challenge, as hard as those of its images together (402); it is sent again with the header X-Stamp.
-    What the app itself refuses (any status but 2xx) passes.
+    What the app itself refuses (any status but 2xx) passes. Where nothing is decided (`response=None`, or a `BanAccount`
+    that does not enforce), answers do not wait for the score.
 
     Args:
         app: the service, ASGI.
@@ -64,6 +65,7 @@ class Guarded:
         office: signs and takes stamps of proof of work; by default one whose secret dies with the process.
         limits: see Limits; of `connections` only the server can take care.
         fail_open: where the defence itself fails or is late, the answer goes out, and is counted; else nothing does.
+        share: of the queries that the detector looks at, where nothing is decided.
         victim: shape and classes of the model, where the detector does not know them.
 
     Raises:
@@ -82,6 +84,7 @@ class Guarded:
         office: StampOffice | None = None,
         limits: Limits | None = None,
         fail_open: bool = False,
+        share: float = 1.0,
         victim: Victim | None = None,
     ):
         if detector.image_shape is None:
@@ -92,7 +95,7 @@ class Guarded:
         self._app, self._decode, self._answers = app, decode, answers or JsonAnswers()
         self._limits, self._fail_open = limits or Limits(), fail_open
         self._shape = detector.image_shape
-        defence = Defence(Victim.elsewhere(known.image_shape, known.classes), detector, response)
+        defence = Defence(Victim.elsewhere(known.image_shape, known.classes), detector, response, share)
         self._guard = Guard(defence, office, self._limits, account)
         self._metrics = Metrics(self._guard)
         self._counted = CountRequests(BodyLimits(self._query, self._limits), self._metrics)
@@ -148,13 +151,16 @@ class Guarded:
         answer = Response()
 
         async def hold(message: Message) -> None:
+            if self._guard.watches:
+                await send(message)
             if message["type"] == "http.response.start":
                 answer.status_code, answer.raw_headers = message["status"], list(message.get("headers", ()))
             elif message["type"] == "http.response.body":
                 answer.body += message.get("body", b"")
                 if not message.get("more_body", False):
                     decided = await self._decided(query, answer)
-                    await decided(scope, receive, send)
+                    if not self._guard.watches:
+                        await decided(scope, receive, send)
 
         return hold
 
