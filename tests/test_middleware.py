@@ -209,6 +209,15 @@ def test_errors_of_a_decode_say_what_is_wrong():
         assert answer.status_code == 422 and "[N, 1, 8, 8], got [1, 1, 4, 4]" in answer.json()["error"] and not calls
 
 
+def test_whatever_decode_meets_the_app_is_not_asked():
+    async def careless(request):
+        return (await request.form())["photo"]
+
+    with guarded(decode=careless, fail_open=True) as (client, calls):
+        answer = ask(client, grey(0))
+        assert answer.status_code == 422 and answer.json()["error"] == "this request cannot be read" and not calls
+
+
 class Broken(Ranked):
     """Its first score, of the warm-up, is good."""
 

@@ -58,7 +58,8 @@ class Guarded:
         detector: fitted to images as `decode` gives them.
         response: what is done about strange queries; None: they are only counted in the metrics.
         decode: an async function: the images of a request, uint8 or float in [-1, 1] [N, C, H, W], as the model is given
-            them; None where a request asks the model nothing. An `ApiError` or ValueError it raises goes to the client.
+            them; None where a request asks the model nothing. Where it raises, the client gets 422 (or an `ApiError` of
+            its own), and the app is not asked.
         answers: the probabilities [N, K] in the app's answer. It may have a method `withhold(answer, refused)`: the answer
             without what it says of the images at these indices, or None where that cannot be done.
         account: who sends a request, for `BanAccount`; the name under which your service knows them.
@@ -140,6 +141,9 @@ class Guarded:
             raise
         except (ValueError, TypeError) as error:
             raise ApiError(422, "query", str(error)) from error
+        except Exception as error:  # a form without that field, a file that is no image: whatever `decode` met
+            _log.warning("a request could not be decoded", exc_info=True)
+            raise ApiError(422, "query", "this request cannot be read") from error
         if len(images) > self._limits.images:
             words = f"{len(images)} images came in one request; send {self._limits.images} at most"
             raise ApiError(422, "images", words)
