@@ -17,6 +17,7 @@ from serving import (
     ask,
     connect,
     fault,
+    grey,
     is_closed,
     new_stamps,
     noise,
@@ -263,6 +264,37 @@ def test_a_stop_answers_what_was_accepted(folder, group, victim):
     for answer, row in zip(answers, expected, strict=True):
         assert outputs(answer)["probabilities"] == pytest.approx(row.tolist(), abs=1e-4)
     assert "Traceback" not in said and "rror" not in said
+
+
+STUCK = """
+import time, torch
+from samelib.models.classifiers import Victim
+from samelib.service.app import create_app
+from samelib.service.intake import Limits
+from samelib.service.server import bound_socket, serve, url_of
+
+def answer(x):
+    while x.min() > 0.9:
+        time.sleep(1)
+    return torch.full([len(x), 2], 0.5)
+
+bound = bound_socket("127.0.0.1", 0)
+bound.listen()
+print(url_of(bound), flush=True)
+serve(create_app(Victim(answer, (1, 8, 8), 2), limits=Limits(answer_seconds=0.5)), bound)
+"""
+
+
+def test_a_model_that_never_answers_does_not_hold_up_the_stop():
+    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True) as running:
+        try:
+            with httpx.Client(base_url=running.stdout.readline().strip(), timeout=60) as client:
+                assert ask(client, grey(0)).status_code == 200
+                assert ask(client, grey(255)).status_code == 504
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(30) == 0
+        finally:
+            running.kill()
 
 
 @pytest.mark.slow

@@ -4,10 +4,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+THREAD = "samelib-model"
 
 
 class QueueFull(RuntimeError):
@@ -41,16 +44,18 @@ class Batcher:
         self.pending = 0  # images that wait or are in work
         self._waiting: deque[Job] = deque()
         self._wake = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, "samelib-model")
+        self._thread = ThreadPoolExecutor(1, THREAD)
         self._pump: asyncio.Task | None = None
 
-    async def close(self) -> None:
-        """Finishes what was taken, then stops."""
-        while self.pending:
-            await asyncio.sleep(0.01)
+    async def close(self, seconds: float) -> None:
+        """Finishes what was taken, then stops; without what takes longer than so many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.pending:
+                    await asyncio.sleep(0.01)
         if self._pump:
             self._pump.cancel()
-        self._thread.shutdown()
+        self._thread.shutdown(wait=not self.pending, cancel_futures=True)
 
     async def submit(self, account: str, *columns: Tensor) -> tuple[Tensor, ...]:
         """The rows of the images of one request: uint8 [N, C, H, W], and what else there is of each. A caller that is

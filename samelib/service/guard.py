@@ -156,8 +156,8 @@ class Guard:
         return [self.check(stamps[i], images[i], i) for i in range(len(images)) if stamps[i]]
 
     async def close(self) -> None:
-        """Finishes what was taken, then stops."""
-        await self.batcher.close()
+        """Finishes what was taken, then stops; a model that does not answer is not waited for."""
+        await self.batcher.close(self._seconds)
         self.office.spent.close()
 
     def _reply(self, image: Tensor, answer: Tensor, p_value: Tensor, refused: Tensor, bits: Tensor) -> Reply:

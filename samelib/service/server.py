@@ -1,6 +1,7 @@
 """uvicorn, for a command and for the inside of a notebook. It leaves slow headers to a reverse proxy (book/defend.md)."""
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -10,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
+
+from samelib.service.batching import THREAD
 
 STOP_SECONDS = 30  # in which accepted requests are answered when the service stops
 IDLE_SECONDS = 60  # of silence between two requests of a connection: puzzles take longer than uvicorn's 5
@@ -43,7 +46,7 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_server(app: FastAPI) -> uvicorn.Server:
+def make_server(app: Starlette) -> uvicorn.Server:
     """The server of an app made by `create_app`, with its limits. It writes no access log: paths come from clients."""
     config = uvicorn.Config(
         app,
@@ -60,16 +63,24 @@ def make_server(app: FastAPI) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def serve(app: FastAPI, bound: socket.socket) -> None:
-    """Serves until SIGINT or SIGTERM, then answers what it accepted and exits with 0. The process should be its own."""
+def serve(app: Starlette, bound: socket.socket) -> None:
+    """Serves until SIGINT or SIGTERM, then answers what it accepted and exits with 0. The process should be its own.
+
+    A model that never answers does not hold up the stop: its request has got 504 by then.
+    """
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every character that a client got wrong
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))  # uvicorn raises the signal once more after its stop
-    make_server(app).run(sockets=[bound])
+    try:
+        make_server(app).run(sockets=[bound])
+    finally:
+        if any(thread.name.startswith(THREAD) for thread in threading.enumerate()):  # Python would wait for it for ever
+            sys.stdout.flush()
+            os._exit(0)
 
 
 @contextmanager
-def running(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+def running(app: Starlette, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """Serves from a thread of this process while the block runs; gives the URL. Port 0 takes a free one.
 
     Raises:
