@@ -10,6 +10,7 @@ from serving import (
     CLASSES,
     SHAPE,
     Gate,
+    as_files,
     as_tensors,
     ask,
     connect,
@@ -80,11 +81,13 @@ def test_many_slow_clients_do_not_keep_others_waiting(impatient):
 def test_too_many_connections_are_turned_away():
     with service(limits=Limits(connections=4)) as client:
         idle = [connect(client) for _ in range(4)]
-        refused = httpx.get(client.base_url.join("/v2/health/live"))
-        assert refused.status_code == 503
+        refused = httpx.post(client.base_url.join("/v1/predict"), **as_files(IMAGE))
+        assert fault(refused) == (503, "connections") and refused.headers["connection"] == "close"
+        assert httpx.get(client.base_url.join("/v2/health/live")).status_code == 503
         for connection in idle:
             connection.close()
         wait_for(lambda: httpx.get(client.base_url.join("/v2/health/live")).status_code == 200)
+        assert 'samelib_requests_total{status="503"} 1.0' in client.get("/metrics").text
 
 
 def test_requests_that_wait_together_are_computed_together(gate, pool):

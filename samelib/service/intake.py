@@ -70,7 +70,7 @@ class ApiError(Exception):
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "APIKey"
-        if self.status in (408, 500):  # not after 413: a connection closed while the client sends may lose the answer
+        if self.status in (408, 500) or self.code == "connections":  # not after 413: a connection closed while the client sends may lose the answer
             headers["Connection"] = "close"
         return JSONResponse(body, self.status, headers)
 
@@ -101,7 +101,8 @@ def replay(body: Message, receive: Receive) -> Receive:
 
 
 class BodyLimits:
-    """ASGI middleware: reads the body of each request, bounded in bytes and in seconds, before anything parses it."""
+    """ASGI middleware: reads the body of each request, bounded in bytes and in seconds, before anything parses it; and turns
+    requests away where too many connections are open."""
 
     def __init__(self, app: ASGIApp, limits: Limits):
         self._app, self._limits = app, limits
@@ -110,10 +111,17 @@ class BodyLimits:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         try:
+            self._admit(scope)
             body = await self._body(receive, Headers(scope=scope))
         except ApiError as error:
             return await error.response()(scope, receive, send)
         await self._app(scope, replay(body, receive), send)
+
+    def _admit(self, scope: Scope) -> None:
+        """Raises ApiError 503 where more connections are open than there may be; servers of others do not say."""
+        state = getattr(scope.get("app"), "state", None)
+        if len(getattr(state, "connections", ())) > self._limits.connections:
+            raise ApiError(503, "connections", "too many connections are open; try again later", retry_after=1)
 
     async def _body(self, receive: Receive, headers: Headers) -> Message:
         """One message with the whole body, or the one that says that the client is gone.

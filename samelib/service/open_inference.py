@@ -15,6 +15,7 @@ import torch
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
+from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from samelib import __version__
@@ -133,7 +134,10 @@ class BinaryRoute(APIRoute):
         answered = super().get_route_handler()
 
         async def handler(request: Request) -> Response:
-            body, length = await request.body(), request.headers.get(JSON_LENGTH)
+            try:
+                body, length = await request.body(), request.headers.get(JSON_LENGTH)
+            except ClientDisconnect:
+                return Response(status_code=400)  # which nobody reads
             if length is None and b"binary_data" not in body:
                 return await answered(request)
             try:

@@ -56,11 +56,12 @@ def make_server(app: Starlette) -> uvicorn.Server:
         log_level="warning",
         access_log=False,
         server_header=False,
-        limit_concurrency=app.state.limits.connections,
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    return uvicorn.Server(config)
+    server = uvicorn.Server(config)
+    app.state.connections = server.server_state.connections  # BodyLimits counts them: what uvicorn refuses no metric sees
+    return server
 
 
 def serve(app: Starlette, bound: socket.socket) -> None:

@@ -106,7 +106,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; one that says something twice could be read differently by the model's server."""
     if len(members := dict(pairs)) < len(pairs):
         raise ValueError("an object says something twice")
-    return members
+    return {name: value for name, value in members.items() if value is not None}  # KServe says null of what is absent
 
 
 def _of_json(values: list, datatype: str) -> np.ndarray:
