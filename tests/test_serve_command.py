@@ -266,6 +266,15 @@ def test_a_stop_answers_what_was_accepted(folder, group, victim):
     assert "Traceback" not in said and "rror" not in said
 
 
+def test_clients_are_told_to_close_before_a_stop(folder, group):
+    image = group.benign_test.images[:1]
+    with process(folder, "--response", "watch") as (running, client):
+        assert "connection" not in ask(client, image).headers
+        running.send_signal(signal.SIGTERM)
+        wait_for(lambda: ask(client, image).headers.get("connection") == "close")
+        assert running.wait(30) == 0
+
+
 STUCK = """
 import time, torch
 from samelib.models.classifiers import Victim

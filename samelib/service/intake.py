@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +71,9 @@ class ApiError(Exception):
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "APIKey"
-        if self.status in (408, 500) or self.code == "connections":  # not after 413: a connection closed while the client sends may lose the answer
+        if (
+            self.status in (408, 500) or self.code == "connections"
+        ):  # not after 413: a connection closed while the client sends may lose the answer
             headers["Connection"] = "close"
         return JSONResponse(body, self.status, headers)
 
@@ -100,9 +103,20 @@ def replay(body: Message, receive: Receive) -> Receive:
     return replayed
 
 
+def _last(send: Send) -> Send:
+    """A `send` that ends the connection with its answer."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = message | {"headers": [*message.get("headers", ()), (b"connection", b"close")]}
+        await send(message)
+
+    return sending
+
+
 class BodyLimits:
-    """ASGI middleware: reads the body of each request, bounded in bytes and in seconds, before anything parses it; and turns
-    requests away where too many connections are open."""
+    """ASGI middleware: reads the body of each request, bounded in bytes and in seconds, before anything parses it. It turns
+    requests away where too many connections are open, and ends connections with their answer before a stop."""
 
     def __init__(self, app: ASGIApp, limits: Limits):
         self._app, self._limits = app, limits
@@ -110,17 +124,18 @@ class BodyLimits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        state = getattr(scope.get("app"), "state", None)  # of an app whose server is samelib's
+        if getattr(state, "stopping", False):
+            send = _last(send)
         try:
-            self._admit(scope)
+            self._admit(getattr(state, "connections", ()))
             body = await self._body(receive, Headers(scope=scope))
         except ApiError as error:
             return await error.response()(scope, receive, send)
         await self._app(scope, replay(body, receive), send)
 
-    def _admit(self, scope: Scope) -> None:
-        """Raises ApiError 503 where more connections are open than there may be; servers of others do not say."""
-        state = getattr(scope.get("app"), "state", None)
-        if len(getattr(state, "connections", ())) > self._limits.connections:
+    def _admit(self, connections: Collection) -> None:
+        if len(connections) > self._limits.connections:
             raise ApiError(503, "connections", "too many connections are open; try again later", retry_after=1)
 
     async def _body(self, receive: Receive, headers: Headers) -> Message:

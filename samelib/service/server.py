@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from samelib.service.batching import THREAD
 
 STOP_SECONDS = 30  # in which accepted requests are answered when the service stops
+FAREWELL_SECONDS = 1  # between the signal and the stop, in which answers end their connections
 IDLE_SECONDS = 60  # of silence between two requests of a connection: puzzles take longer than uvicorn's 5
 
 
@@ -46,7 +47,18 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_server(app: Starlette) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """Tells clients to close their connections before it stops to listen: one that asks again meanwhile would find its
+    connection cut."""
+
+    def handle_exit(self, sig: int, frame) -> None:
+        if self.config.app.state.stopping:  # asked twice: at once
+            return super().handle_exit(sig, frame)
+        self.config.app.state.stopping = True
+        threading.Timer(FAREWELL_SECONDS, super().handle_exit, (sig, frame)).start()
+
+
+def make_server(app: Starlette) -> Server:
     """The server of an app made by `create_app`, with its limits. It writes no access log: paths come from clients."""
     config = uvicorn.Config(
         app,
@@ -59,8 +71,11 @@ def make_server(app: Starlette) -> uvicorn.Server:
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    server = uvicorn.Server(config)
-    app.state.connections = server.server_state.connections  # BodyLimits counts them: what uvicorn refuses no metric sees
+    server = Server(config)
+    app.state.stopping = False
+    app.state.connections = (
+        server.server_state.connections
+    )  # BodyLimits counts them: what uvicorn refuses no metric sees
     return server
 
 
