@@ -96,6 +96,30 @@ def binomial_interval(count: int, total: int, level: float = 0.95) -> tuple[floa
     return float(interval.low), float(interval.high)
 
 
+def drift_p_value(small: int, queries: int, calibration: int, fpr: float = 0.05) -> float:
+    """How likely at least so many queries with p-values up to `fpr`, or at most so many, twice the smaller of the two: small
+    where queries have moved away from the calibration images.
+
+    While both are exchangeable, the number is beta-binomial: the calibration images are a sample too, and with few of them
+    the true rate may be far from `fpr` for good (Vovk 2012, "Conditional validity of inductive conformal predictors").
+
+    Args:
+        small: queries whose conformal p-value is at most `fpr`.
+        queries: all of them.
+        calibration: images that the detector was calibrated with.
+
+    Raises:
+        ValueError: counts that cannot be, or too few calibration images for the rate.
+    """
+    rank = math.floor(fpr * (calibration + 1) + 1e-9)
+    if not 0 <= small <= queries or not 0 < rank <= calibration:
+        raise ValueError(
+            f"{small} of {queries} queries and {calibration} calibration images say nothing of a rate of {fpr}"
+        )
+    law = stats.betabinom(queries, rank, calibration + 1 - rank)
+    return float(min(1.0, 2 * min(law.cdf(small), law.sf(small - 1))))
+
+
 def bootstrap_interval(
     metric, benign: ArrayLike, malicious: ArrayLike, level: float = 0.95, draws: int = 200, seed: int = 0
 ) -> tuple[float, float]:

@@ -206,7 +206,7 @@ def metrics(url: str) -> dict[str, object]:
 def test_every_program_of_the_page_has_a_name_and_is_short():
     assert set(BLOCKS) == {"first", *(f"victim-{kind}" for kind in KINDS), "fit", "estimator", "serve",
                            "serve-command", "ask-curl", "ask-tensors", "ask-gateway", "ask-httpx", "hash-rate",
-                           "ban-command", "serve-bans", "accounts-command", "serve-secret", "serve-stamps", "nginx", "alerts", "recalibrate"}  # fmt: skip
+                           "ban-command", "serve-bans", "accounts-command", "serve-secret", "serve-stamps", "nginx", "alerts", "drift", "recalibrate"}  # fmt: skip
     assert PAGE.count("```") == 2 * len(BLOCKS), "a block of the page is not run"
     lengths = {name: sum(bool(line.strip()) for line in block.text.splitlines()) for name, block in BLOCKS.items()}
     assert max(lengths.values()) <= 22, lengths
@@ -327,6 +327,14 @@ def test_recalibrate(fitted):
     again = SamePlus.load("detector-2", program["victim"])
     assert len(again.calibration_scores) == len(program["fresh"])
     assert torch.equal(again.calibration_scores, program["detector"].calibration_scores)
+
+
+def test_drift_is_asked_of_a_service(fitted, capsys):
+    with server.running(fitted.app("serve")) as url:
+        with RemoteGateway(url) as service:
+            service.query(torch.randint(0, 256, (40, 1, 28, 28), dtype=torch.uint8))
+        fitted.run("drift", url)
+    assert "40 of 40 queries" in capsys.readouterr().out
 
 
 def test_the_estimator(fitted, capsys):

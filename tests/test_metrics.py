@@ -6,6 +6,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from samelib import metrics
+from samelib.detectors.base import conformal_p_values
 
 
 def test_against_scikit_learn():
@@ -87,3 +88,23 @@ def test_bad_scores_are_refused(benign, malicious, words):
 def test_bad_rate_is_refused():
     with pytest.raises(ValueError, match="tpr must be"):
         metrics.fpr_at_tpr([0.0], [1.0], 1.5)
+
+
+def test_drift_is_called_as_often_as_it_says_where_there_is_none():
+    generator = np.random.default_rng(0)
+    called = 0
+    for _ in range(1000):
+        calibration, queries = generator.normal(size=99), generator.normal(size=400)
+        p_values = conformal_p_values(torch.from_numpy(queries), torch.from_numpy(calibration))
+        called += metrics.drift_p_value(int((p_values <= 0.05).sum()), 400, 99) <= 0.1
+    low, high = metrics.binomial_interval(called, 1000, 0.999)
+    assert low < 0.1 and called > 50  # the law is discrete: at most as often, and not much more seldom
+
+
+def test_drift_shows_in_either_direction_and_more_calibration_images_see_less_of_it():
+    assert metrics.drift_p_value(500, 10_000, 1999) > 0.9
+    assert metrics.drift_p_value(800, 10_000, 1999) < 1e-3 and metrics.drift_p_value(250, 10_000, 1999) < 1e-3
+    assert metrics.drift_p_value(700, 10_000, 99) > 0.2  # a twentieth of 99 images says little about 5 %
+    for words in ((5, 4, 99), (-1, 4, 99), (1, 4, 10)):
+        with pytest.raises(ValueError, match="say nothing of a rate of 0.05"):
+            metrics.drift_p_value(*words)
