@@ -205,6 +205,12 @@ def entry(**changes) -> bytes:
     return json.dumps({"inputs": [tensor]}).encode()
 
 
+def bare(size) -> bytes:
+    """A tensor that says it has so many bytes behind the JSON, where there are none."""
+    tensor = {"name": "x", "datatype": "UINT8", "shape": [2], "parameters": {"binary_data_size": size}}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
 @pytest.mark.parametrize(
     ("body", "length", "words"),
     [
@@ -227,9 +233,15 @@ def entry(**changes) -> bytes:
         (entry(datatype="BF16"), None, "BF16"),
         (entry(datatype="BYTES"), None, "no message"),
         (entry(parameters=3), None, "no message"),
-        (entry(parameters={"binary_data_size": 2}), None, "no message"),
-        (entry(parameters={"binary_data_size": "2"}), None, "no message"),
-        (entry(parameters={"binary_data_size": -2}), None, "no message"),
+        (
+            entry(parameters={"binary_data_size": 2}) + b"12",
+            str(len(entry(parameters={"binary_data_size": 2}))),
+            "data twice",
+        ),
+        (bare(2), None, "no message"),
+        (bare("2"), None, "0 or more"),
+        (bare(-2), None, "0 or more"),
+        (bare(True), None, "0 or more"),
         (json.dumps({"inputs": json.loads(entry())["inputs"] * 2}).encode(), None, "two tensors x"),
     ],
 )

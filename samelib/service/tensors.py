@@ -59,6 +59,8 @@ class Message:
             head = json.loads(body[:end], object_pairs_hook=_object)
             for entry in head[kind]:
                 size = entry.get("parameters", {}).get("binary_data_size")
+                if size is not None and "data" in entry:  # which of both would the model's server take?
+                    raise ValueError("a tensor has its data twice")
                 if size is None:
                     values = _of_json(entry.pop("data"), entry["datatype"])
                 else:
