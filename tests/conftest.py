@@ -21,6 +21,8 @@ os.environ.setdefault("SAMELIB_PRECISION", "float32")
 
 LONGEST = ("test_reproduce.py", "test_book.py")
 
+collect_ignore = ["servers"]  # it needs environments of its own: `make servers` names it
+
 
 def pytest_configure(config):
     """The tests' detectors are trained for seconds, and every one of them is weak at something."""
