@@ -30,6 +30,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from samelib import cli, presets
+from samelib.accounts import AccountBook
 from samelib.data import groups
 from samelib.data.synthetic import glyphs
 from samelib.detectors.same_plus import SamePlus
@@ -206,7 +207,7 @@ def metrics(url: str) -> dict[str, object]:
 def test_every_program_of_the_page_has_a_name_and_is_short():
     assert set(BLOCKS) == {"first", *(f"victim-{kind}" for kind in KINDS), "fit", "estimator", "serve",
                            "serve-command", "ask-curl", "ask-tensors", "ask-gateway", "ask-httpx", "hash-rate",
-                           "ban-command", "serve-bans", "accounts-command", "serve-secret", "serve-stamps", "nginx", "alerts", "drift", "recalibrate"}  # fmt: skip
+                           "ban-command", "serve-bans", "accounts-command", "serve-secret", "serve-stamps", "nginx", "alerts", "drift", "backup", "recalibrate"}  # fmt: skip
     assert PAGE.count("```") == 2 * len(BLOCKS), "a block of the page is not run"
     lengths = {name: sum(bool(line.strip()) for line in block.text.splitlines()) for name, block in BLOCKS.items()}
     assert max(lengths.values()) <= 22, lengths
@@ -302,6 +303,16 @@ def test_bans(fitted, monkeypatch, capsys):
         with RemoteGateway(url, api_key="a thief") as again:
             assert again.query(glyphs("victim", 1).images).isfinite().all()
         assert metrics(url)["samelib_bans"].samples[0].value == 1
+
+
+def test_a_backup_holds_the_bans(desk, tmp_path, monkeypatch):
+    secret = b"a secret of this test"
+    book = AccountBook(tmp_path / "accounts.sqlite", secret)
+    with book.changing(["thief"]) as accounts:
+        accounts["thief"].ban(1.0)
+    monkeypatch.setattr(sys, "argv", ["backup", str(tmp_path / "accounts.sqlite"), str(tmp_path / "copy.sqlite")])
+    desk.run("backup")
+    assert AccountBook(tmp_path / "copy.sqlite", secret).find_banned("thief")
 
 
 def test_how_fast_a_ban_is():
