@@ -110,7 +110,7 @@ class Guarded:
             return await send({"type": "websocket.close", "code": 1008})
         if scope["method"] not in ASKS_NOTHING:
             return await self._counted(scope, receive, send)
-        if scope["path"] == METRICS:
+        if scope["path"].removeprefix(scope.get("root_path", "")) == METRICS:
             return await self._metrics.page()(scope, receive, send)
         await self._app(scope, receive, send)
 
@@ -136,7 +136,8 @@ class Guarded:
             images = await self._decode(request)
             if images is None:
                 return None
-            images = to_uint8(received(images, self._shape))
+            # In a thread: in the first one of a process that was forked, PyTorch may wait for ever (LitServe).
+            images = await asyncio.to_thread(lambda: to_uint8(received(images, self._shape)))
         except ApiError:
             raise
         except (ValueError, TypeError) as error:
@@ -236,8 +237,8 @@ def multipart_images(image_shape: tuple[int, int, int], field: str | None = None
         async with request.form() as form:
             named = [value for name, value in form.multi_items() if field in (None, name)]
             files = [await value.read() for value in named if isinstance(value, UploadFile)]
-        if not files:
-            raise ApiError(422, "image", "there is no image file in this form")
+        if not files or (field and len(files) < len(named)):  # BentoML takes a text for the address of an image
+            raise ApiError(422, "image", "there is no image file in this form, or something else in place of one")
         return await asyncio.to_thread(decode_images, files, image_shape)
 
     return decode

@@ -17,7 +17,7 @@ victim, guarded = CASES[os.environ["CASE"]]()
 class Service:
     @bentoml.api
     def predict(self, images: list[Image]) -> dict:
-        return answer(victim, torch.from_numpy(np.stack(images))[:, None])
+        return answer(victim, torch.from_numpy(np.stack([image.convert("L") for image in images]))[:, None])
 
 
 Service.add_asgi_middleware(Guarded, decode=multipart_images(victim.image_shape, "images"), **guarded)

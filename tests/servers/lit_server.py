@@ -21,7 +21,7 @@ async def decode(request):
 
 
 def guard(app):
-    """Made in each process that answers. LitServe forks these, and neither PyTorch's threads nor SQLite survive that."""
+    """Made in each process that answers: LitServe forks these, and the connection to a file would not survive that."""
     office = StampOffice(SECRET, spent=SpentStamps(os.environ["STAMPS"]))
     return Guarded(app, decode=decode, office=office, **CASES["tiny"]()[1])
 
@@ -46,6 +46,6 @@ if __name__ == "__main__":
         middleware, running = guard, {"num_api_servers": 2}
     else:
         middleware = (Guarded, {"decode": decode, **CASES[case]()[1]})
-        running = {"api_server_worker_type": "thread"}
+        running = {}
     server = ls.LitServer(Api(), accelerator="cpu", middlewares=[middleware])
     server.run(host="127.0.0.1", port=int(port), generate_client_file=False, **running)

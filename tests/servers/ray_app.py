@@ -24,7 +24,9 @@ def service(case: str) -> serve.Application:
     class Service:
         @app.post("/predict")
         async def predict(self, images: list[UploadFile]):
-            return answer(victim, torch.from_numpy(np.stack([Image.open(image.file) for image in images]))[:, None])
+            return answer(
+                victim, torch.from_numpy(np.stack([Image.open(image.file).convert("L") for image in images]))[:, None]
+            )
 
     return Service.bind()
 

@@ -27,7 +27,7 @@ from samelib import Defence, Reject, SamePlus, Victim
 from samelib.data.image_set import to_float
 from samelib.service.app import create_app
 from samelib.service.client import as_png
-from samelib.service.middleware import STAMP
+from samelib.service.middleware import METRICS, STAMP
 from samelib.service.proxy import create_proxy
 from samelib.service.server import running
 from samelib.service.stamps import StampOffice, solve
@@ -42,11 +42,18 @@ DARK = noise(3, 1) // 8  # each quarter in its own tone, all far from strange fo
 BRIGHT = noise(1, 2) | 224
 BETWEEN = grey(160)
 
+given_out: set[int] = set()  # ports
+
 
 def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+    """One that was not given out before: the system gives some twice before they are taken."""
+    while True:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            port = taken.getsockname()[1]
+        if port not in given_out:
+            given_out.add(port)
+            return port
 
 
 @contextmanager
@@ -228,6 +235,23 @@ def test_a_long_answer_is_whole(server):
 def test_what_is_no_image_reaches_no_model(server):
     answer = server.ask(DARK[:, :, :4])
     assert answer.status_code == 422 and "8" in answer.json()["error"] and server.asked() == []
+
+
+def test_a_text_in_place_of_an_image_reaches_no_model(server):
+    """BentoML takes it for an address, and would ask the model about what it finds there."""
+    if server.name == "litserve":
+        pytest.skip("it is sent JSON")
+    form = {
+        "data": {"images": "http://127.0.0.1:9/x.png"},
+        "files": {"images": ("x.png", as_png(DARK[0]), "image/png")},
+    }
+    answer = httpx.post(f"{server.urls['tiny']}/predict", timeout=60, **form)
+    assert answer.status_code == 422 and answer.json()["code"] == "image" and server.asked() == []
+
+
+def test_the_metrics_are_where_the_app_is(server):
+    answer = httpx.get(server.urls["tiny"] + METRICS)
+    assert answer.status_code == 200 and "samelib_images_total" in answer.text
 
 
 def test_a_detector_from_a_folder_decides_as_it_does_here(server, fitted, group):
