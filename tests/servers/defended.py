@@ -20,7 +20,7 @@ class RejectOrWork(Response):
 
     def decide(self, p_values, queries=None, accounts=None):
         refused, _ = Reject(0.05).decide(p_values)
-        return refused, torch.zeros(len(refused), dtype=torch.int64)
+        return refused, torch.where(refused, 0, WORK.decide(p_values)[1])
 
 
 def tiny() -> tuple[Victim, dict]:

@@ -166,7 +166,7 @@ CASES = ("tiny", "fitted")
 
 
 @pytest.fixture(scope="module", params=SERVERS)
-def server(request, saved, tmp_path_factory) -> Iterator[Server]:
+def live(request, saved, tmp_path_factory) -> Iterator[Server]:
     folder, (command, ready) = tmp_path_factory.mktemp(request.param), SERVERS[request.param]
     ports = {case: free_port() for case in CASES}
     if request.param == "ray":  # one process for both
@@ -178,6 +178,12 @@ def server(request, saved, tmp_path_factory) -> Iterator[Server]:
     given = {"DETECTOR": saved, "CALLS": folder / "calls", "STAMPS": folder / "stamps.sqlite"}
     with processes(commands, [url + ready for url in urls.values()], **given):
         yield Server(request.param, urls, folder / "calls")
+
+
+@pytest.fixture
+def server(live) -> Server:
+    live.asked()  # what a test before this one left, where it failed
+    return live
 
 
 def is_right(probabilities: list, images: Tensor) -> bool:
