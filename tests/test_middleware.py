@@ -54,7 +54,7 @@ def an_app(calls: list, answer=quarters) -> FastAPI:
 
 async def decode(request: Request):
     """Forms of images, and /feedback, which asks the model nothing."""
-    if request.url.path == "/feedback":
+    if request.scope["path"] == "/feedback":
         return None
     return await multipart_images(SHAPE, "files")(request)
 

@@ -95,9 +95,19 @@ def test_what_the_model_refuses_passes_and_what_is_no_message_does_not_reach_it(
         )
         assert answer.status_code == 422 and "'UINT8', 'FP32'" in answer.json()["error"]
         answer = client.post(INFER, json={"inputs": []})
-        assert answer.status_code == 422 and "the images are the input image" in answer.json()["error"]
+        assert answer.status_code == 422 and "the images are the only input of numbers, image" in answer.json()["error"]
         answer = client.post(INFER, **as_tensors(grey(0)), headers={"Content-Encoding": "gzip"})
         assert answer.status_code == 415
+
+
+@pytest.mark.parametrize("name", [None, "image"])
+def test_a_second_input_of_numbers_is_refused(name):
+    """A model that takes the first, whatever it is called, would be asked about what the detector does not see."""
+    inputs = [as_tensors(image)["json"]["inputs"][0] for image in (grey(255), grey(0))]
+    inputs[0]["name"] = "other"
+    with before_samelib(Reject(0.05), decode=InferImages(SHAPE, name, (-1, 1))) as client:
+        answer = client.post(INFER, json={"inputs": inputs})
+        assert answer.status_code == 422 and "the only input of numbers" in answer.json()["error"]
 
 
 def test_pixels_that_the_detector_would_see_clamped_are_refused():

@@ -40,7 +40,7 @@ def tensor_options(command: Callable) -> Callable:
                      "of floats with two dimensions."),
         click.option("--pixels", type=(float, float), metavar="BLACK WHITE", help="Values of black and white in tensors of "
                      "floats; by default 0 and 1. Integers are 0 to 255."),
-        click.option("--image", metavar="NAME", help="The input with the images; by default the only one of numbers."),
+        click.option("--image", metavar="NAME", help="What the input with the images, the only one of numbers, must be called."),
     ):  # fmt: skip
         command = option(command)
     return command

@@ -230,7 +230,7 @@ def multipart_images(image_shape: tuple[int, int, int], field: str | None = None
 
     Args:
         image_shape: (C, H, W).
-        field: of the form; None: all files are images.
+        field: of the form, in which texts are refused then; None: all files are images, and texts are not looked at.
     """
 
     async def decode(request: Request) -> Tensor:

@@ -61,7 +61,7 @@ def create_proxy(
             yield
 
     async def forward(request: Request) -> Response:
-        path = request.url.path
+        path = request.scope["path"]  # not of the URL, which older Starlette makes of the Host header too
         if path != infer if request.method == "POST" else not READABLE.fullmatch(path):
             return ApiError(404, "http", f"POST {infer}, or GET what /v2 says of the model").response()
         headers = [(name, value) for name, value in request.headers.items() if name not in OWN_HEADERS]

@@ -155,7 +155,7 @@ class InferImages:
 
     Attributes:
         image_shape: (C, H, W). Tensors may be [N, C, H, W], [N, H, W, C], or [N, C * H * W], rows of the first.
-        name: of the input; None: the only one that holds numbers.
+        name: of the input, the only one that may hold numbers; None: any name.
         pixels: which values black and white have in a tensor of floats. Integers are 0 to 255.
     """
 
@@ -172,10 +172,9 @@ class InferImages:
             raise ApiError(415, "encoding", "send the request without compression")
         message = Message.read("inputs", await request.body(), request.headers.get(JSON_LENGTH))
         numbers = [name for name, values in message.tensors.items() if values.dtype != object]
-        name = self.name or (numbers[0] if len(numbers) == 1 else None)
-        if name not in numbers:
-            raise MessageError(f"the images are the input {self.name or 'with numbers'}, once")
-        return torch.from_numpy(self._pixels(self._arranged(message.tensors[name])))
+        if len(numbers) != 1 or self.name not in (None, *numbers):  # of two the model might take the other
+            raise MessageError(f"the images are the only input of numbers{f', {self.name}' if self.name else ''}")
+        return torch.from_numpy(self._pixels(self._arranged(message.tensors[numbers[0]])))
 
     def _arranged(self, values: np.ndarray) -> np.ndarray:
         """[N, C, H, W]"""
@@ -187,13 +186,13 @@ class InferImages:
         return values
 
     def _pixels(self, values: np.ndarray) -> np.ndarray:
-        """uint8, or float32 in [-1, 1]. Values beyond black and white would be clamped here, and not in the model."""
+        """uint8. Values beyond black and white would be clamped here, and not in the model."""
         low, high = self.pixels if values.dtype.kind == "f" else (0, 255)
         if not ((values >= low) & (values <= high)).all():
             raise MessageError(f"pixels lie between {low:g} and {high:g}")
         if values.dtype.kind != "f":
             return values.astype(np.uint8)
-        return ((values.astype(np.float64) - low) / (high - low) * 2 - 1).astype(np.float32)
+        return np.rint((values.astype(np.float64) - low) / (high - low) * 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
