@@ -49,8 +49,8 @@ class Defence:
         share: of the queries that the detector looks at, drawn by chance; below 1 only where nothing is decided by it.
 
     Raises:
-        ValueError: a share outside (0, 1], or below 1 with a response, a response without a detector, a detector that was fitted to other images or classes, or what the
-            response refuses (`Response.prepare`).
+        ValueError: a share outside (0, 1], or below 1 with a response; a response without a detector; a detector that was
+            fitted to other images or classes; or what the response refuses (`Response.prepare`).
         NotFittedError: a detector that was not fitted.
     """
 
@@ -74,6 +74,25 @@ class Defence:
             victim.require(detector.image_shape, watched.classes)
         self.victim, self.detector, self.share = victim, detector, share
         self.response = None if response is None else response.prepare(detector)
+
+    @classmethod
+    def elsewhere(
+        cls, detector: Detector, response: Response | None = None, share: float = 1.0, victim: Victim | None = None
+    ) -> "Defence":
+        """The defence of a model that another server asks: its answers come along with the images.
+
+        Args:
+            victim: shape and classes of the model, where the detector does not know them.
+
+        Raises:
+            NotFittedError, ValueError: as above; or a detector that knows no victim, and none is given.
+        """
+        if detector.image_shape is None:
+            raise NotFittedError(f"this {type(detector).__name__} knows no images yet; call fit first")
+        known = victim or getattr(detector, "victim", None)
+        if known is None:
+            raise ValueError("this detector does not say how many classes there are; pass victim=Victim.elsewhere(...)")
+        return cls(Victim.elsewhere(known.image_shape, known.classes), detector, response, share)
 
     def judge(
         self,

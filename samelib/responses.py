@@ -26,9 +26,11 @@ class Response(ABC):
 
     Attributes:
         by_account: does it need to know who asks?
+        enforce: is what it decides done? Else it only keeps books.
     """
 
     by_account: ClassVar[bool] = False
+    enforce = True
 
     def prepare(self, detector: Detector) -> "Response":
         """The response that works beside this detector; `Defence` asks for it once."""

@@ -7,7 +7,6 @@ same `ce-id`. What comes of them stands in /metrics; nothing can be refused here
 from collections import OrderedDict
 from contextlib import asynccontextmanager
 
-import torch
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -15,7 +14,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from torch import Tensor
 
-from samelib.data.image_set import received, to_uint8
 from samelib.detectors.base import Detector
 from samelib.gateway import Defence
 from samelib.models.classifiers import Victim
@@ -65,13 +63,12 @@ def create_listener(
         victim: shape and classes of the model, where the detector does not know them.
 
     Raises:
-        NotFittedError, ValueError: see `Defence`.
+        NotFittedError, ValueError: see `Defence.elsewhere`.
     """
     limits, pairs = limits or Limits(), Pairs()
-    known = victim or detector.victim
-    guard = Guard(Defence(Victim.elsewhere(known.image_shape, known.classes), detector, share=share), None, limits)
+    guard = Guard(Defence.elsewhere(detector, share=share, victim=victim), None, limits)
     metrics = Metrics(guard)
-    decode, answers = decode or InferImages(known.image_shape), answers or InferAnswers()
+    decode, answers = decode or InferImages(detector.image_shape), answers or InferAnswers()
 
     @asynccontextmanager
     async def lifespan(_: Starlette):
@@ -80,8 +77,7 @@ def create_listener(
         await guard.close()
 
     async def judge(images: Tensor, answer: Response) -> None:
-        unpaid = torch.zeros(len(images), dtype=torch.bool)
-        _, p_values, _, _ = await guard.judge(images, unpaid, "", answers(answer))
+        _, p_values, _, _ = await guard.judge(images, "", answers=answers(answer))
         metrics.count(Outcome("watched", p_value) for p_value in p_values.tolist())
 
     async def event(request: Request) -> Response:
@@ -89,12 +85,7 @@ def create_listener(
         if not number or kind not in (REQUEST, ANSWER):
             return ApiError(422, "event", f"send CloudEvents with ce-id, of ce-type {REQUEST} or {ANSWER}").response()
         try:
-            if kind == REQUEST:
-                part = to_uint8(received(await decode(request), known.image_shape))
-                if len(part) > limits.images:
-                    raise ValueError(f"{len(part)} images came in one request; {limits.images} at most are looked at")
-            else:
-                part = Response(await request.body())
+            part = guard.received(await decode(request)) if kind == REQUEST else Response(await request.body())
             if pair := pairs.add(number, kind, part):
                 await judge(*pair)
         except ApiError as error:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from torch import Tensor
 
 from samelib.accounts import AccountBook, AccountsFull
+from samelib.data.image_set import received, to_uint8
 from samelib.gateway import Defence
 from samelib.service.batching import Batcher, QueueFull
 from samelib.service.intake import ApiError, Limits, api_key
@@ -59,7 +60,7 @@ class Guard:
         self.office = office or StampOffice(secrets.token_bytes(32))
         response = defence.response
         self.accounts: AccountBook | None = response.accounts if response and response.by_account else None
-        self.watches = response is None or not getattr(response, "enforce", True)
+        self.watches = response is None or not response.enforce
         self.batcher = Batcher(self._judge, limits.images, limits.queue)
 
     def _judge(self, accounts: list[str], images: Tensor, paid: Tensor, answers: Tensor | None = None):
@@ -77,10 +78,11 @@ class Guard:
             ask: the victim too; else its answers are made up, because it is elsewhere.
         """
         victim = self._defence.victim
+        defence = Defence(victim, self._defence.detector)
         for count in (1, self.batcher.most_images):
             images = torch.zeros(count, *victim.image_shape, dtype=torch.uint8)
             answers = None if ask else torch.full([count, victim.classes], 1 / victim.classes)
-            Defence(victim, self._defence.detector).judge(images, answers=answers)
+            defence.judge(images, answers=answers)
 
     async def admit(self, request: Request) -> str:
         """The account of a request, before anything is computed for it; "" where the response goes by none, or only watches
@@ -105,6 +107,19 @@ class Guard:
             raise ApiError(403, "banned", words)
         return key
 
+    def received(self, images: Tensor) -> Tensor:
+        """Images that somebody decoded, as uint8 [N, C, H, W].
+
+        Raises:
+            TypeError, ValueError: not what the model takes (see `check_queries`).
+            ApiError: 422, more than one request may have.
+        """
+        images = to_uint8(received(images, self._defence.victim.image_shape))
+        if len(images) > self.batcher.most_images:
+            words = f"{len(images)} images came in one request; send {self.batcher.most_images} at most"
+            raise ApiError(422, "images", words)
+        return images
+
     async def reply(self, images: Tensor, stamps: list[str], account: str) -> list[Reply]:
         """What becomes of images uint8 [N, C, H, W] that an account sent with these stamps (empty where there is none).
 
@@ -117,13 +132,13 @@ class Guard:
             raise ApiError(422, "stamps", words)
         stamps = stamps or [""] * len(images)
         challenges = await asyncio.to_thread(self._check, images, stamps) if any(stamps) else []
-        rows = await self.judge(images, torch.tensor([bool(stamp) for stamp in stamps]), account)
+        rows = await self.judge(images, account, paid=torch.tensor([bool(stamp) for stamp in stamps]))
         if challenges:
             await self.spend(challenges)
         return [self._reply(*row) for row in zip(images, *rows, strict=True)]
 
     async def judge(
-        self, images: Tensor, paid: Tensor, account: str, answers: Tensor | None = None
+        self, images: Tensor, account: str, paid: Tensor | None = None, answers: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """Answers [N, K], p-values [N], refused [N] and bits [N] for images uint8 [N, C, H, W] (see `Defence.judge`).
 
@@ -131,7 +146,7 @@ class Guard:
             ApiError: 429, 503 or 504.
             ValueError: the answers are no probabilities.
         """
-        columns = (images, paid)
+        columns = (images, torch.zeros(len(images), dtype=torch.bool) if paid is None else paid)
         if answers is not None:  # checked before they are put beside those of other requests
             columns += (self._defence.victim.checked(answers, len(images)),)
         with _told():

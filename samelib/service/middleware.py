@@ -14,8 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch import Tensor
 
-from samelib.data.image_set import received, to_uint8
-from samelib.detectors.base import Detector, NotFittedError
+from samelib.detectors.base import Detector
 from samelib.gateway import Defence
 from samelib.models.classifiers import Victim
 from samelib.responses import Response as DefenceResponse
@@ -70,7 +69,7 @@ class Guarded:
         victim: shape and classes of the model, where the detector does not know them.
 
     Raises:
-        NotFittedError, ValueError: see `Defence`; or a detector that knows no victim, and none is given.
+        NotFittedError, ValueError: see `Defence.elsewhere`.
     """
 
     def __init__(
@@ -88,18 +87,11 @@ class Guarded:
         share: float = 1.0,
         victim: Victim | None = None,
     ):
-        if detector.image_shape is None:
-            raise NotFittedError(f"this {type(detector).__name__} knows no images yet; call fit first")
-        known = victim or getattr(detector, "victim", None)
-        if known is None:
-            raise ValueError("this detector does not say how many classes there are; pass victim=Victim.elsewhere(...)")
         self._app, self._decode, self._answers = app, decode, answers or JsonAnswers()
-        self._limits, self._fail_open = limits or Limits(), fail_open
-        self._shape = detector.image_shape
-        defence = Defence(Victim.elsewhere(known.image_shape, known.classes), detector, response, share)
-        self._guard = Guard(defence, office, self._limits, account)
+        self._fail_open, limits = fail_open, limits or Limits()
+        self._guard = Guard(Defence.elsewhere(detector, response, share, victim), office, limits, account)
         self._metrics = Metrics(self._guard)
-        self._counted = CountRequests(BodyLimits(self._query, self._limits), self._metrics)
+        self._counted = CountRequests(BodyLimits(self._query, limits), self._metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -137,7 +129,7 @@ class Guarded:
             if images is None:
                 return None
             # In a thread: in the first one of a process that was forked, PyTorch may wait for ever (LitServe).
-            images = await asyncio.to_thread(lambda: to_uint8(received(images, self._shape)))
+            images = await asyncio.to_thread(self._guard.received, images)
         except ApiError:
             raise
         except (ValueError, TypeError) as error:
@@ -145,9 +137,6 @@ class Guarded:
         except Exception as error:  # a form without that field, a file that is no image: whatever `decode` met
             _log.warning("a request could not be decoded", exc_info=True)
             raise ApiError(422, "query", "this request cannot be read") from error
-        if len(images) > self._limits.images:
-            words = f"{len(images)} images came in one request; send {self._limits.images} at most"
-            raise ApiError(422, "images", words)
         stamp = request.headers.get(STAMP)
         return Query(images, account, self._guard.check(stamp, images) if stamp else None)
 
@@ -197,8 +186,7 @@ class Guarded:
         if answer.headers.get("content-encoding", "identity") != "identity":
             raise ValueError("the app compresses its answers; put what compresses them outside Guarded")
         probabilities = await asyncio.to_thread(self._answers, answer)
-        unpaid = torch.zeros(len(query.images), dtype=torch.bool)
-        _, p_values, refused, bits = await self._guard.judge(query.images, unpaid, query.account, probabilities)
+        _, p_values, refused, bits = await self._guard.judge(query.images, query.account, answers=probabilities)
         decided, others = answer, "answered"
         if refused.any():
             decided, others = await self._refusal(answer, refused.nonzero()[:, 0].tolist(), len(query.images))
