@@ -55,12 +55,14 @@ def ask(build: Build, names: list[str]) -> None:
 
 def write_generated_pages(build: Build) -> None:
     """Pages made from measured rows and from the runs; none of them is in git, so none can go stale."""
-    from reproduction import ledger_page  # only here: it brings torch along
+    from course import expected  # only here: they bring torch along
+    from reproduction import ledger_page
     from reproduction.benchmarks import report
 
     pages = build.source / "book"
     (pages / "ledger.md").write_text(ledger_page.page(), encoding="utf-8")
     (pages / "measurements.md").write_text(report.page(), encoding="utf-8")
+    (pages / "expected.md").write_text(expected.page(), encoding="utf-8")
     status = (pages / "status.md").read_text(encoding="utf-8")
     if STATUS_MARKER not in status:
         raise BuildError(f"book/status.md lacks the line {STATUS_MARKER}")

@@ -111,7 +111,7 @@ def test_book_is_built_and_nothing_is_done_twice(book, capsys):
 
 
 def test_generated_pages_are_in_the_book_and_not_in_git(book):
-    for name in ("ledger", "measurements"):
+    for name in ("ledger", "measurements", "expected"):
         assert (book.index.parent / "book" / f"{name}.html").is_file()
         assert not (ROOT / "book" / f"{name}.md").exists()
 
