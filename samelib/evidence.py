@@ -125,6 +125,10 @@ class Likeness:
     queries resemble each other more than calibration images do (one handwriting, one scene) look like thieves to this,
     and the sketches say something of the images they were made of.
 
+    Distances are those of pixels. In the autoencoder's latent they were no better (glyphs, lecture tier, one seed, a
+    bound of 1,000): JBDA is banned 7 queries after its seeds in both, at direction − and step 0.2 there only in pixels;
+    copies that are moved by a pixel at random after 59 queries in pixels and 35 in the latent, by two pixels in neither.
+
     Args:
         calibration: sketches int32 [n, SKETCH] of benign images, all different.
     """

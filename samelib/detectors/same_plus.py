@@ -44,7 +44,9 @@ class Exit(NamedTuple):
 
 # Each is, of all sets of views and combinations, the one with the largest mean of AUROC and share caught at 5 %: on
 # glyphs (proxy, outliers, JBDA) and MNIST against KMNIST, before EMNIST was looked at; and on CIFAR-10 against Tiny
-# ImageNet and JBDA, before CIFAR-100 was. Photographs are reconstructed too badly for the digits' views to help.
+# ImageNet and JBDA, before CIFAR-100 was. Photographs are reconstructed too badly for the digits' views to help. A network
+# that tells by how much a picture was turned (Hendrycks et al. 2019), trained as long as the victim, was not taken:
+# against Tiny ImageNet it had an AUROC of 67.7 %, the victim's doubt 76.7 %, both together 76.5 % (one seed).
 CHOSEN = {"grey": ("error", "deviation", "trace", "doubt"), "colour": ("visible profile, both sides", "query features")}
 # Chosen on the same pairs of grey images: of a hundred proxy images 1.3 leave that all passes would have flagged, of benign
 # images, outliers and JBDA's queries 0.3 at most. Of colour pictures all passes are looked at.
