@@ -1,4 +1,4 @@
-"""Chapters say what their figures show, and speak of people as the book does."""
+"""Chapters say what their figures show, speak of people as the book does, and have a core path that a lecture can take."""
 
 import re
 from pathlib import Path
@@ -20,6 +20,8 @@ HEDGES = (
     r"\b[Cc]ompare the (rows|terms|lines|figures|last|thresholds|measured)\b",
 )
 MOST = 5
+FOLDED = {"parameters", "setup", "hide-cell", "hide-input", "hide-output"}  # tags of cells that do not stand open
+MOST_CELLS, MOST_WORDS = 35, 2_800
 
 
 def prose(path: Path) -> str:
@@ -61,3 +63,42 @@ def test_a_hedge_is_found(sentence):
 
 def test_a_sentence_with_a_figure_is_none():
     assert not hedges("The error rises from 0.003 to 0.011, four times as much.")
+
+
+# The core path
+
+
+def core_path(notebook: nbformat.NotebookNode) -> tuple[int, int]:
+    """Open cells, and words of text, outside the exercises and the sections that are marked as optional."""
+    cells = words = 0
+    left_at = None  # level of the heading with which the core path was left
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cells += left_at is None and not FOLDED & set(cell.metadata.get("tags", []))
+            continue
+        told = 0
+        for line in cell.source.splitlines():
+            if heading := re.match(r"(#+) (.*)", line):
+                level = len(heading[1])
+                if left_at is None or level <= left_at:
+                    left_at = level if re.search(r"\(optional\)$|^Exercises$", heading[2]) else None
+            told += 0 if left_at else len(line.split())
+        words, cells = words + told, cells + bool(told)
+    return cells, words
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_core_path_is_short(path):
+    cells, words = core_path(nbformat.read(path, as_version=4))
+    assert cells <= MOST_CELLS and words <= MOST_WORDS, (cells, words)
+
+
+def test_what_is_optional_is_off_the_core_path():
+    def notebook(*texts):
+        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text) for text in texts])
+
+    assert core_path(notebook("# One\ntwo three", "## Four (optional)\nfive\n### Six\nseven", "eight")) == (1, 4)
+    assert core_path(notebook("## A (optional)\nb", "## C\nd e", "## Exercises\nf", "## Recap\ng")) == (2, 7)
+    both = notebook("a")
+    both.cells += [nbformat.v4.new_code_cell("1"), nbformat.v4.new_code_cell("2", metadata={"tags": ["hide-input"]})]
+    assert core_path(both) == (2, 1)
