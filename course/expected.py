@@ -48,7 +48,7 @@ class ExpectedError(RuntimeError):
 
 def figures(answer: object, name: str = "") -> dict[str, float]:
     """The numbers of an answer by name: those of a dictionary by its keys, of a short sequence by their places, of a long
-    one its mean, least and largest. What is no number (a function, a text) has none."""
+    one its mean. What is no number (a function, a text) has none."""
 
     def under(key: object) -> str:
         return f"{name}, {key}" if name else str(key)
@@ -63,9 +63,8 @@ def figures(answer: object, name: str = "") -> dict[str, float]:
         return {name: float(answer)}
     if isinstance(answer, str) or not hasattr(answer, "__len__"):
         return {}
-    if len(answer) > FEW and np.asarray(answer).dtype.kind in "biuf":
-        values = np.asarray(answer, dtype=float)
-        return {under(what): float(getattr(values, what)()) for what in ("mean", "min", "max")}
+    if len(answer) > FEW and (isinstance(answer, np.ndarray) or all(isinstance(part, Number) for part in answer)):
+        return {under("mean"): float(np.mean(answer))}
     return {k: v for place, part in enumerate(answer, 1) for k, v in figures(part, under(place)).items()}
 
 
