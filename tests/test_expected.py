@@ -78,3 +78,10 @@ def test_the_page_tells_the_spread(tmp_path):
     text = expected.page(rows)
     assert "over 3 seeds" in text and "## Chapter 4" in text and "4.9" not in text
     assert f"| 4.2 | {CHECKS['e0402'].asks} | | | |\n| | 1 | 0.55 | 0.25 | 0.9 |\n| | 2 | 1 | 1 | 1 |" in text
+
+
+def test_published_rows_are_of_one_tier_and_cover_the_course():
+    found = load_cells(expected.ROWS)
+    assert {row["tier"] for row in found} == {"lecture"}
+    assert {row["chapter"] for row in found if row["seed"] == 0} == set(range(1, 13))
+    assert len({row["cell"] for row in found}) == len(found)
