@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from reproduction.detection import LABELS, SHORT, detected, papers_table
-from reproduction.plan import EVERY_VIEW, SAME, SAME_MASK_0, SAME_PLUS, DetectorVariant, image_shape_of
+from reproduction.plan import EVERY_VIEW, SAME, SAME_MASK_0, SAME_PLUS, VIT_TINY, DetectorVariant, image_shape_of
 from reproduction.tables import markdown, select, spread
 from samelib.detectors.same_plus import CHOSEN, picture_kind
 from samelib.detectors.views import COMBINATIONS, VIEWS
@@ -18,7 +18,7 @@ SERIES = {  # of the scaling curve: a detector, and which of its scores
     "SAME, masked passes": (SAME, {}),
     "SAME, mask 0": (SAME_MASK_0, {}),
     "SamePlus": (SAME_PLUS, {}),
-    "its view trace alone": (SAME_PLUS, {"view": "trace"}),
+    "its view trace": (SAME_PLUS, {"view": "trace"}),
 }
 
 
@@ -61,8 +61,8 @@ def scaling_table(frame: pd.DataFrame) -> str:
 
 
 def scaling_figure(frame: pd.DataFrame) -> Figure:
-    """AUROC on Knockoff and both readings of JBDA over the images that the autoencoder has seen; a dot is a seed, the
-    dotted line the paper's figure."""
+    """AUROC on Knockoff and both readings of JBDA over the images that the autoencoder has seen; a dot is a seed, a star
+    one of SAME with a ViT-Tiny, the dotted line the paper's figure."""
     labels, table = LABELS[:-1], papers_table(frame)
     figure, axes = plt.subplots(1, len(labels), figsize=(9, 3.6), sharey=True)
     for axis, label in zip(axes, labels, strict=True):
@@ -71,6 +71,9 @@ def scaling_figure(frame: pd.DataFrame) -> Figure:
             axis.plot(points.columns, points.mean(), color=COLOURS[number], linestyle=LINES[number], label=name)
             for seen, values in points.items():
                 axis.plot([seen] * len(values), values, ".", color=COLOURS[number], markersize=4)
+        tiny = scaled(frame, SAME, label, VIT_TINY).melt().dropna()
+        if len(tiny):
+            axis.plot(*tiny.to_numpy().T, "*", color="black", label="ViT-Tiny")
         if table is not None:
             names = {"method": "same", "attack": label.split(",")[0], "budget": 4_000}
             paper = select(table, **names)["auroc"]
