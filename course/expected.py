@@ -35,7 +35,7 @@ HEAD = "| exercise | what | mean | from | to |\n| --- | --- | ---: | ---: | ---:
 OPENING = """\
 # Expected figures
 
-What our solutions come to when each chapter runs at lecture tier on `glyphs`, and how far the figures spread over {seeds}.
+What our solutions come to when a chapter runs at lecture tier on `glyphs`, and how far the figures spread over its seeds.
 An answer outside the range is no wrong answer: another machine rounds otherwise, and small models follow. An answer far
 outside it is worth a question. Exercises whose answer is a function, a derivation or an essay have no figure here; the
 [page for teachers](teaching.md) says how they are marked.
@@ -124,14 +124,14 @@ def run(tier: str = "lecture", seeds: Sequence[int] = (0, 1, 2), rows: Path = RO
 def page(rows: Path = ROWS) -> str:
     """The page of the book, in Markdown."""
     found = load_cells(rows)
-    seeds = sorted({row["seed"] for row in found})
-    text = [OPENING.format(seeds=f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed, so far")]
+    text = [OPENING]
     for chapter in sorted({row["chapter"] for row in found}):
         of_chapter = [row for row in found if row["chapter"] == chapter]
         numbers = [n for n in sorted(of_chapter[0]["figures"], key=int) if of_chapter[0]["figures"][n]]
         lines = [line for number in numbers for line in _lines(of_chapter, number)]
         if lines:
-            text.append("\n".join([f"## Chapter {chapter}\n", HEAD, *lines]) + "\n")
+            seeds = ", ".join(str(row["seed"]) for row in of_chapter)
+            text.append("\n".join([f"## Chapter {chapter}\n", f"Seeds: {seeds}.\n", HEAD, *lines]) + "\n")
     return "\n".join(text)
 
 
