@@ -114,9 +114,11 @@ def run(tier: str = "lecture", seeds: Sequence[int] = (0, 1, 2), rows: Path = RO
         ExpectedError: see `measure`.
     """
     there = {row["cell"] for row in load_cells(rows)}
+    paths = sorted((root / "notebooks").glob("*.ipynb"))
+    chapters = {chapter_number(nbformat.read(path, as_version=4)): path for path in paths}
     for seed in seeds:
-        for path in sorted((root / "notebooks").glob("*.ipynb")):
-            if f"chapter {chapter_number(nbformat.read(path, as_version=4))}, seed {seed}" not in there:
+        for number, path in chapters.items():
+            if f"chapter {number}, seed {seed}" not in there:
                 print(f"{path.name}, seed {seed}", flush=True)
                 append_rows(rows, [measure(path, tier, seed)])
 
@@ -127,7 +129,7 @@ def page(rows: Path = ROWS) -> str:
     text = [OPENING]
     for chapter in sorted({row["chapter"] for row in found}):
         of_chapter = [row for row in found if row["chapter"] == chapter]
-        numbers = [n for n in sorted(of_chapter[0]["figures"], key=int) if of_chapter[0]["figures"][n]]
+        numbers = sorted(of_chapter[0]["figures"], key=int)
         lines = [line for number in numbers for line in _lines(of_chapter, number)]
         if lines:
             seeds = ", ".join(str(row["seed"]) for row in of_chapter)
@@ -136,13 +138,15 @@ def page(rows: Path = ROWS) -> str:
 
 
 def _lines(rows: Sequence[dict], number: str) -> list[str]:
-    """The lines of an exercise: what its answer is, then a figure each, over the seeds that have it."""
+    """The lines of an exercise: what its answer is, then a figure each, over the seeds that have it; none without figures."""
     told = [row["figures"].get(number, {}) for row in rows]
+    if not told[0]:
+        return []
     chapter = rows[0]["chapter"]
     check = CHECKS.get(f"e{chapter:02}{int(number):02}")
     lines = [f"| {chapter}.{number} | {check.asks if check else ''} | | | |"]
     for name in list(told[0])[:MOST]:
-        values = [figures[name] for figures in told if name in figures]
+        values = [seed[name] for seed in told if name in seed]
         cells = [name, *(f"{value:.4g}" for value in (mean(values), min(values), max(values)))]
         lines.append(f"| | {' | '.join(cells)} |")
     return lines
